@@ -1,0 +1,325 @@
+"""Runs and rows: what decides a trained network, its name, and the record of its outcome.
+
+A `Run` is one network trained once; its row is one line of ``results/<chapter>.jsonl``.
+`sweep` declares an experiment, `collect` returns the rows there are and trains what is missing.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+from .data import DATASETS
+from .inits import INITS
+from .models import MODELS
+from .saliency import CRITERIA
+from .train import train
+
+LOCK_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides the trained weights, and nothing else.
+
+    The defaults are the paper's protocol for MNIST (Section 5). They never change, for they are
+    not part of a run's key; a new field's default means what was done before there was the field.
+    """
+
+    model: str
+    dataset: str
+    method: str = "snip"
+    sparsity: float = 0.0  # fraction removed, in [0, 1)
+    rounds: int = 1
+    seed: int = 0  # split, initial weights, scoring batch and order of the batches
+    init: str = "vs_x"  # of the weights that are scored
+    train_init: str = "same"  # "same": train the scored weights; "fresh": draw anew; or an initialiser
+    prune_biases: bool = True
+    score_bn: str = "batch"  # or "fresh": inference mode, mean 0, variance 1
+    score_examples: int = 0  # 0: one training batch
+    optimizer: str = "sgd"  # or "adam"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay: float = 0.1  # the rate is multiplied by this every `decay_every` steps
+    decay_every: int = 25_000
+    steps: int = 125_000
+    batch_size: int = 100
+    augment: str = "none"
+    random_labels: bool = False
+    recipe: int = 1  # raised by hand when the meaning of the code changes
+
+    def __post_init__(self):
+        for name, known in (
+            ("model", MODELS),
+            ("dataset", DATASETS),
+            ("method", CRITERIA),
+            ("init", INITS),
+            ("train_init", ["same", "fresh", *INITS]),
+            ("score_bn", ["batch", "fresh"]),
+            ("optimizer", ["sgd", "adam"]),
+            ("augment", ["none"]),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}.")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {self.sparsity}.")
+        for name in ("rounds", "decay_every", "steps", "batch_size", "lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is positive, not {getattr(self, name)}.")
+        if self.sparsity == 0:  # a dense network has no mask: what decides the mask does not name it
+            for name in ("method", "rounds", "prune_biases", "score_bn", "score_examples"):
+                object.__setattr__(self, name, _DEFAULTS[name])
+
+    @property
+    def key(self) -> str:
+        """The run's name: 12 hex digits of sha256 over its non-default fields as sorted compact JSON."""
+        chosen = {n: v for n, v in dataclasses.asdict(self).items() if _DEFAULTS.get(n, _MISSING) != v}
+        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+_MISSING = dataclasses.MISSING
+_DEFAULTS = {f.name: f.default for f in fields(Run)}
+
+
+def sweep(run: Run, **axes: Iterable) -> list[Run]:
+    """Return `run` with every combination of the given values: ``sweep(run, sparsity=[0, .9], seed=range(5))``."""
+    return [replace(run, **dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
+
+
+def at_profile(profile: str, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs, declared at the paper's length, at another amount of work.
+
+    ``paper``: as declared. ``short``: a tenth of the steps, the same shape of schedule.
+    ``smoke``: seconds, on the embedded digits, for two seeds: it shows that everything runs.
+    """
+    runs = list(runs)
+    if profile == "paper":
+        return runs
+    if profile == "short":
+        return [replace(r, steps=r.steps // 10, decay_every=r.decay_every // 10) for r in runs]
+    if profile == "smoke":
+        few = [r for r in runs if r.seed < 2]
+        return [replace(r, dataset="digits", steps=20, decay_every=5, batch_size=50) for r in few]
+    raise ValueError(f"Unknown profile {profile!r}: choose one of smoke, short, paper.")
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def results_folder() -> Path:
+    """Return where rows lie: `SNIP_RESULTS`, else ``results`` beside the chapters."""
+    return Path(os.environ.get("SNIP_RESULTS") or "results")
+
+
+def cache_folder() -> Path:
+    """Return where interrupted runs wait: `SNIP_CACHE`, else ``~/.cache/snip_lib/checkpoints``."""
+    return Path(os.environ.get("SNIP_CACHE") or "~/.cache/snip_lib/checkpoints").expanduser()
+
+
+def read_rows(folder: Path) -> dict[str, dict]:
+    """Return every row of a folder by its key.
+
+    Raises:
+        ValueError: a line is damaged, or a key occurs twice; the sentence names file and line.
+    """
+    rows, where = {}, {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            place = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+                key, run = row["key"], Run(**{f.name: row[f.name] for f in fields(Run) if f.name in row})
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{place} is damaged ({error}): mend or delete that line.") from error
+            if run.key != key:
+                raise ValueError(f"{place} is damaged (its fields give the key {run.key}, not {key}).")
+            if key in rows:
+                raise ValueError(f"{place} repeats the key {key} of {where[key]}: delete one of them.")
+            rows[key], where[key] = row, place
+    return rows
+
+
+def write_row(row: dict, path: Path) -> None:
+    """Add one row to a file that is sorted by key, all or nothing; a second writer waits.
+
+    Raises:
+        RuntimeError: another process holds the lock for 30 s. OSError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = path.with_suffix(".lock.holder")
+        with FileLock(path.with_suffix(".lock"), timeout=LOCK_WAIT_S):
+            holder.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+            lines = path.read_text().splitlines() if path.exists() else []
+            lines = [line for line in lines if json.loads(line)["key"] != row["key"]]
+            lines.append(json.dumps(row, separators=(",", ":")))
+            lines.sort(key=lambda line: json.loads(line)["key"])
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("w") as file:
+                file.write("\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except Timeout as error:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise RuntimeError(f"{who} has been writing {path} for {LOCK_WAIT_S:.0f} s: stop it and run again.") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error}): the rows it held are untouched.") from error
+
+
+@functools.cache
+def provenance() -> dict:
+    """Return what a row says about the code that made it: commit, uncommitted changes, sha of the library."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".")
+    except FileNotFoundError:  # no git on this machine
+        commit, changes = None, None
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
+    return {
+        "commit": os.environ.get("SNIP_COMMIT") or commit,
+        "dirty": None if commit is None else bool(changes),
+        "library": sources.hexdigest()[:12],
+        "torch": torch.__version__,
+    }
+
+
+def device_name(device: str) -> str:
+    """Return the device in words: the GPU's name, or the processor's."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"
+
+
+def make_row(run: Run, *, deadline: float = math.inf, tick=lambda step: None) -> dict | None:
+    """Train `run` on the best device here and return its row; None if the `deadline` came first."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    outcome = train(run, device=device, checkpoint=checkpoint_of(run), deadline=deadline, tick=tick)
+    if outcome is None:
+        return None
+    stamp = {"device": device_name(device), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    return {"key": run.key, **dataclasses.asdict(run), **outcome, **provenance(), **stamp}
+
+
+def checkpoint_of(run: Run) -> Path:
+    """Return where an interrupted `run` waits; code that trains otherwise (`recipe`) has another key."""
+    return cache_folder() / f"{run.key}.safetensors"
+
+
+# --------------------------------------------------------------------------------------- collect
+
+
+def collect(
+    runs: Iterable[Run],
+    chapter: str,
+    *,
+    train_missing: bool = False,
+    budget_s: float = 0.0,
+    cluster: str = "",
+) -> pd.DataFrame:
+    """Return the rows of `runs` that there are, in the order of `runs`; train what is missing if asked.
+
+    Rows are read from all files of `results_folder` and written to ``<chapter>.jsonl`` alone, each as
+    soon as its run is finished. No run starts or goes on after `budget_s` seconds (0: no limit); it
+    waits in a checkpoint. `cluster`: "" trains in this process, "local" on every core, and
+    "tcp://..." on an existing Dask scheduler. What is missing afterwards is printed.
+    """
+    runs = list(dict.fromkeys(runs))
+    folder = results_folder()
+    rows = read_rows(folder)
+    missing = [run for run in runs if run.key not in rows]
+    if missing and train_missing:
+        path = folder / f"{chapter}.jsonl"
+        _check_writable(folder)
+        deadline = time.time() + budget_s if budget_s else math.inf
+        for row in _progress(_work(missing, deadline, cluster), missing):
+            write_row(row, path)
+            rows[row["key"]] = row
+            (cache_folder() / f"{row['key']}.safetensors").unlink(missing_ok=True)
+        missing = [run for run in runs if run.key not in rows]
+    if missing:
+        print(f"{len(missing)} of {len(runs)} runs have no row yet: {_summary(missing)}.")
+    columns = list(dict.fromkeys(["key", *_DEFAULTS, *(name for row in rows.values() for name in row)]))
+    return pd.DataFrame([{**_DEFAULTS, **rows[r.key]} for r in runs if r.key in rows], columns=columns)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse before the work, not after it, where rows cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.write_text("rows can be written here")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"Rows cannot be written to {folder} ({error}): no run was started.") from error
+
+
+def _summary(runs: list[Run]) -> str:
+    """Name runs by what differs between them: 'lenet300, sparsity 0.9, seed 3-19; ...'."""
+    groups: dict[tuple, list[int]] = {}
+    for run in runs:
+        groups.setdefault((run.model, run.dataset, run.method, run.sparsity), []).append(run.seed)
+    parts = [f"{' '.join(map(str, what))}, seeds {sorted(set(seeds))}" for what, seeds in groups.items()]
+    return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more groups" if len(parts) > 4 else "")
+
+
+def _work(runs: list[Run], deadline: float, cluster: str) -> Iterator[dict | None]:
+    """Yield a row for each run as it is finished, or None for one that the deadline stopped."""
+    if not cluster:
+        for run in runs:
+            yield make_row(run, deadline=deadline) if time.time() < deadline else None
+        return
+    import dask
+    from dask.distributed import Client, LocalCluster, as_completed
+
+    # Large blocks are kept for reuse: with glibc's defaults each step would return them to the system.
+    malloc = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": one_thread | malloc}):
+        target = LocalCluster(threads_per_worker=1, dashboard_address=None) if cluster == "local" else cluster
+        with Client(target, set_as_default=False) as client:
+            futures = [client.submit(make_row, run, deadline=deadline, key=run.key, pure=False) for run in runs]
+            for future in as_completed(futures):
+                yield future.result()
+                future.release()
+        if cluster == "local":
+            target.close()
+
+
+def _progress(rows: Iterable[dict | None], runs: list[Run]) -> Iterator[dict]:
+    """Pass finished rows on, with a bar on stderr: how many, how many diverged, how long still."""
+    from tqdm.auto import tqdm
+
+    diverged = 0
+    with tqdm(total=len(runs), unit="run", file=sys.stderr, smoothing=0.05) as bar:
+        for row in rows:
+            if row is None:
+                continue
+            diverged += row["diverged"]
+            bar.set_postfix_str(f"{row['model']} {row['sparsity']:g}: {row['test_error']:.2f} %, {diverged} diverged")
+            bar.update()
+            yield row
