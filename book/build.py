@@ -20,6 +20,7 @@ tree takes the address and the commit from the run itself, so a fork's pages poi
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -181,13 +182,9 @@ def execute(chapter, live=False, **parameters):
 def clean(notebook):
     """Drop what a run leaves behind: injected cells, times, absolute paths, split streams."""
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
-    notebook.cells = [
-        cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict(
-            {key: cell.metadata[key] for key in KEPT_METADATA if cell.metadata.get(key)}
-        )
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT_METADATA if cell.metadata.get(key)})
         if cell.cell_type == "code":
             cell.outputs = join_streams(cell.outputs)
     return notebook
@@ -229,7 +226,8 @@ def verdicts():
     """Return the table of verdicts in Markdown, computed from the rows."""
     import snip_lib.claims
 
-    return snip_lib.claims.summary_markdown().strip() + "\n"
+    with contextlib.chdir(ROOT / "notebooks"):  # the rows are looked up from there
+        return snip_lib.claims.summary_markdown().strip() + "\n"
 
 
 def book():
@@ -300,7 +298,7 @@ def smoke():
     """Run every chapter with the `smoke` profile, training into a folder deleted afterwards."""
     wanted = {"profile": "smoke", "train_missing": True}
     with tempfile.TemporaryDirectory(prefix="snip-smoke-") as folder:
-        os.environ["SNIP_RESULTS"] = folder
+        os.environ |= {"SNIP_RESULTS": folder, "SNIP_CACHE": f"{folder}/cache"}
         for path in chapters():
             start = time.monotonic()
             names = declared(path)
@@ -314,7 +312,7 @@ def stop(number, frame):
     family = psutil.Process().children(recursive=True)
     for process in family:
         process.terminate()
-    for process in psutil.wait_procs(family, timeout=2)[1]:
+    for process in psutil.wait_procs(family, timeout=1)[1]:
         process.kill()
     print("\nStopped; finished rows are kept.", file=sys.stderr, flush=True)
     os._exit(128 + number)
