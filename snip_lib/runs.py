@@ -28,7 +28,8 @@ from .models import MODELS
 from .saliency import CRITERIA
 from .train import train
 
-LOCK_WAIT_S = 30.0
+LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
+OUTCOMES = ("test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss", "diverged", "seconds")
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,13 @@ def checkpoint_of(run: Run) -> Path:
 # --------------------------------------------------------------------------------------- collect
 
 
+def rows_of(runs: Iterable[Run]) -> pd.DataFrame:
+    """Return the rows there are of `runs`, in the order of `runs`: one line a run, one column a field."""
+    rows = read_rows(results_folder())
+    found = [{**_DEFAULTS, **rows[run.key]} for run in dict.fromkeys(runs) if run.key in rows]
+    return pd.DataFrame(found, columns=None if found else ["key", *_DEFAULTS, *OUTCOMES])
+
+
 def collect(
     runs: Iterable[Run],
     chapter: str,
@@ -263,8 +271,7 @@ def collect(
         missing = [run for run in runs if run.key not in rows]
     if missing:
         print(f"{len(missing)} of {len(runs)} runs have no row yet: {_summary(missing)}.")
-    columns = list(dict.fromkeys(["key", *_DEFAULTS, *(name for row in rows.values() for name in row)]))
-    return pd.DataFrame([{**_DEFAULTS, **rows[r.key]} for r in runs if r.key in rows], columns=columns)
+    return rows_of(runs)
 
 
 def _check_writable(folder: Path) -> None:
