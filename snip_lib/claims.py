@@ -122,7 +122,67 @@ def error_table(rows: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
                 "paper": " / ".join(f"{v:.1f}" for v in printed.unique()),
             }
         )
-    return pd.DataFrame(lines).set_index("sparsity %")
+    columns = ["sparsity %", "n", "diverged", "test error %", "pruned − dense", "paper"]
+    return pd.DataFrame(lines, columns=columns).set_index("sparsity %")
+
+
+def rate_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one line a learning rate: how many dense runs diverged, and the error of the others."""
+    lines = [
+        {
+            "learning rate": f"{rate:g}",
+            "dense runs": len(group),
+            "diverged": int(group["diverged"].sum()),
+            "test error %": spread(group.loc[~group["diverged"].astype(bool), "test_error"]),
+        }
+        for rate, group in rows.groupby("lr", sort=False)
+    ]
+    return pd.DataFrame(lines, columns=["learning rate", "dense runs", "diverged", "test error %"]).set_index(
+        "learning rate"
+    )
+
+
+def reporting_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return, by sparsity, the error at the last step and what two other ways to report it would give.
+
+    *best validation*: the test error where the validation error was lowest; *best test*: the lowest
+    test error of the last five checkpoints, as the released code reports; both in percent.
+    """
+    settled = rows[~rows["diverged"].astype(bool)]
+    ways = {"test_error": "last step", "test_error_best_val": "best validation", "test_error_best5": "best test"}
+    means = settled.groupby("sparsity")[list(ways)].mean().rename(columns=ways)
+    means["last − best test"] = means["last step"] - means["best test"]
+    means.index = [f"{100 * s:g}" for s in means.index]
+    return means.rename_axis("sparsity %").map("{:.2f}".format)
+
+
+def layer_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean number of weights kept per layer, of all biases, and the effective sparsity."""
+    pruned = rows[rows["sparsity"] > 0]
+    lines = [
+        {layer.removesuffix(".weight"): n for layer, n in kept.items() if layer.endswith("weight")}
+        | {"biases": sum(n for layer, n in kept.items() if not layer.endswith("weight"))}
+        for kept in pruned.get("kept", [])
+    ]
+    means = pd.DataFrame(lines, index=pruned["sparsity"]).groupby(level=0).mean().round().astype(int)
+    means["effective sparsity %"] = [f"{100 * s:.2f}" for s in pruned.groupby("sparsity")["effective_sparsity"].mean()]
+    means.index = [f"{100 * s:g}" for s in means.index]
+    return means.rename_axis("sparsity %")
+
+
+def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return, by network, how many runs there are, their steps, seconds and device."""
+    groups = rows.groupby("model", sort=False)
+    table = pd.DataFrame(
+        {
+            "runs": groups.size(),
+            "steps a run": groups["steps"].max(),
+            "seconds a run (median)": groups["seconds"].median().round(0),
+            "hours in all": (groups["seconds"].sum() / 3600).round(2),
+            "device": groups["device"].agg(lambda names: ", ".join(sorted(set(names)))) if len(rows) else [],
+        }
+    )
+    return table.rename_axis("network")
 
 
 def spread(values: pd.Series) -> str:
@@ -145,8 +205,8 @@ class Verdict:
     evidence: str
     met: bool  # the data meet the criterion, whatever else holds the verdict back
 
-    def __str__(self) -> str:
-        return f"{self.claim} {self.verdict}: {self.statement}\n   {self.evidence}."
+    def _repr_markdown_(self) -> str:
+        return f"**{self.claim} {self.verdict}:** {self.statement} *Evidence:* {self.evidence}."
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ MARKERS = "osD^v"
 def style() -> None:
     """Set the book's figure style; called once at the top of a chapter."""
     sns.set_theme(style="ticks", palette="colorblind", context="notebook")
-    plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {"figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False}
+    )
 
 
 def source(*functions: Callable) -> str:
@@ -41,14 +43,15 @@ def error_against_sparsity(panels: dict[str, tuple[pd.DataFrame, pd.DataFrame]])
         settled = rows[~rows["diverged"].astype(bool)]
         stats = settled.groupby("sparsity")["test_error"].agg(["mean", "std"]).fillna(0.0)
         x = 100 * stats.index
-        axis.errorbar(x, stats["mean"], stats["std"], color=colour, marker=MARKERS[i], capsize=3, label="ours, mean ± sd")
+        axis.errorbar(
+            x, stats["mean"], stats["std"], color=colour, marker=MARKERS[i], capsize=3, label="ours, mean ± sd"
+        )
         if 0.0 in stats.index:
             mean, sd = stats.loc[0.0]
             axis.axhspan(mean - sd, mean + sd, color=colour, alpha=0.15, lw=0, label="our dense network")
         printed = paper[paper["quantity"] == "test_error"]
-        axis.plot(
-            100 * printed["sparsity"], printed["value"], "k", marker=MARKERS[i], ms=9, mfc="none", ls="none", label="the paper"
-        )
+        hollow = {"marker": MARKERS[i], "ms": 9, "mfc": "none", "ls": "none", "label": "the paper"}
+        axis.plot(100 * printed["sparsity"], printed["value"], "k", **hollow)
         axis.set(title=title, xlabel="sparsity (% removed)", ylabel="test error (%)", ylim=(0, None))
         axis.legend(frameon=False)
     figure.tight_layout()

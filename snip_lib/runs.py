@@ -97,6 +97,11 @@ _MISSING = dataclasses.MISSING
 _DEFAULTS = {f.name: f.default for f in fields(Run)}
 
 
+def time_limit(budget_s: float) -> float:
+    """Return the `time.time()` at which a budget of seconds from now ends; 0 is no limit."""
+    return time.time() + budget_s if budget_s else math.inf
+
+
 def sweep(run: Run, **axes: Iterable) -> list[Run]:
     """Return `run` with every combination of the given values: ``sweep(run, sparsity=[0, .9], seed=range(5))``."""
     return [replace(run, **dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
@@ -115,7 +120,7 @@ def at_profile(profile: str, runs: Iterable[Run]) -> list[Run]:
         return [replace(r, steps=r.steps // 10, decay_every=r.decay_every // 10) for r in runs]
     if profile == "smoke":
         few = [r for r in runs if r.seed < 2]
-        return [replace(r, dataset="digits", steps=20, decay_every=5, batch_size=50) for r in few]
+        return [replace(r, dataset="digits", steps=60, decay_every=20, batch_size=50) for r in few]
     raise ValueError(f"Unknown profile {profile!r}: choose one of smoke, short, paper.")
 
 
@@ -246,13 +251,13 @@ def collect(
     chapter: str,
     *,
     train_missing: bool = False,
-    budget_s: float = 0.0,
+    until: float = math.inf,
     cluster: str = "",
 ) -> pd.DataFrame:
     """Return the rows of `runs` that there are, in the order of `runs`; train what is missing if asked.
 
     Rows are read from all files of `results_folder` and written to ``<chapter>.jsonl`` alone, each as
-    soon as its run is finished. No run starts or goes on after `budget_s` seconds (0: no limit); it
+    soon as its run is finished. No run starts or goes on after the time `until` (as `time.time()`); it
     waits in a checkpoint. `cluster`: "" trains in this process, "local" on every core, and
     "tcp://..." on an existing Dask scheduler. What is missing afterwards is printed.
     """
@@ -263,8 +268,7 @@ def collect(
     if missing and train_missing:
         path = folder / f"{chapter}.jsonl"
         _check_writable(folder)
-        deadline = time.time() + budget_s if budget_s else math.inf
-        for row in _progress(_work(missing, deadline, cluster), missing):
+        for row in _progress(_work(missing, until, cluster), missing):
             write_row(row, path)
             rows[row["key"]] = row
             (cache_folder() / f"{row['key']}.safetensors").unlink(missing_ok=True)
@@ -286,12 +290,24 @@ def _check_writable(folder: Path) -> None:
 
 
 def _summary(runs: list[Run]) -> str:
-    """Name runs by what differs between them: 'lenet300, sparsity 0.9, seed 3-19; ...'."""
+    """Name runs by what tells them apart: 'lenet300 mnist snip 0.9, seeds 3-19; ...'."""
     groups: dict[tuple, list[int]] = {}
     for run in runs:
         groups.setdefault((run.model, run.dataset, run.method, run.sparsity), []).append(run.seed)
-    parts = [f"{' '.join(map(str, what))}, seeds {sorted(set(seeds))}" for what, seeds in groups.items()]
+    parts = [f"{' '.join(map(str, what))}, {_ranges(sorted(set(seeds)))}" for what, seeds in groups.items()]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more groups" if len(parts) > 4 else "")
+
+
+def _ranges(seeds: list[int]) -> str:
+    """Write sorted numbers as ranges: 'seeds 0-2, 7'."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    words = [f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts]
+    return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(words)
 
 
 def _work(runs: list[Run], deadline: float, cluster: str) -> Iterator[dict | None]:

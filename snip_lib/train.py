@@ -198,9 +198,7 @@ def _train(run, device, checkpoint, deadline, tick) -> dict | None:
         elapsed = seconds_before + time.perf_counter() - began
         now = {"step": step, "loss_sum": loss_sum.item(), "loss_steps": loss_steps, "curve": curve}
         if checkpoint:
-            save_checkpoint(
-                checkpoint, model, optimizer, now | {"seconds": elapsed, "diverged_step": diverged_step}
-            )
+            save_checkpoint(checkpoint, model, optimizer, now | {"seconds": elapsed, "diverged_step": diverged_step})
 
     model.train()
     while step < run.steps and diverged_step is None:
