@@ -27,7 +27,7 @@ FACTS = """(async () => {
   return {
     theme: document.documentElement.dataset.theme,
     background: getComputedStyle(document.body).backgroundColor,
-    wide: document.documentElement.scrollWidth - window.innerWidth,
+    wide: document.documentElement.scrollWidth - screen.width,
     alts: all("article img").map((image) => [image.getAttribute("src"), image.getAttribute("alt")]),
     broken: all("img").filter((image) => image.complete && !image.naturalWidth).map((image) => image.src),
     formulas: all(".math").length,
