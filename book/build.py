@@ -62,6 +62,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "/content/re-snip")"""
 COLAB_METADATA = {"cellView": "form", "tags": ["remove-input"]}
 COLAB_LINK = re.compile(r"\[Open in Colab\]\([^)]*\)")
+HEADLINE = re.compile(r"(<!-- verdict -->\n).*?(<!-- /verdict -->)", re.DOTALL)
 
 
 class Refusal(Exception):
@@ -222,12 +223,20 @@ def render(chapter, target, url, ref):
 # ------------------------------------------------------------------------------------ commands
 
 
-def verdicts():
-    """Return the table of verdicts in Markdown, computed from the rows."""
+def claims_markdown(form):
+    """Return the verdicts computed from the committed rows: `summary` (table) or `headline` (lines)."""
     import snip_lib.claims
 
     with contextlib.chdir(ROOT / "notebooks"):  # the rows are looked up from there
-        return snip_lib.claims.summary_markdown().strip() + "\n"
+        return getattr(snip_lib.claims, f"{form}_markdown")().strip() + "\n"
+
+
+def with_headline(readme):
+    """Return the README's text with the verdicts of the rows between its two markers."""
+    text, count = HEADLINE.subn(lambda match: match[1] + claims_markdown("headline") + match[2], readme)
+    if count != 1:
+        raise Failure("README.md needs one <!-- verdict --> … <!-- /verdict --> pair.")
+    return text
 
 
 def book():
@@ -239,7 +248,7 @@ def book():
     for chapter in chapters():
         render(chapter, STAGE / "notebooks" / chapter.name, url, ref)
     (STAGE / "book/_generated").mkdir(exist_ok=True)
-    (STAGE / "book/_generated/verdicts.md").write_text(verdicts(), encoding="utf-8")
+    (STAGE / "book/_generated/verdicts.md").write_text(claims_markdown("summary"), encoding="utf-8")
     address = committed_address()[0]
     for page in STAGE.glob("book/**/*.md"):
         page.write_text(move_address(page.read_text(), address, url), encoding="utf-8")
@@ -256,20 +265,12 @@ def book():
 
 
 def pages():
-    """Run the committed chapters again in place, and the README's verdicts."""
+    """Run the committed chapters again in place, and write the README's verdicts."""
     url, ref = committed_address()
     for chapter in chapters():
         render(chapter, chapter, url, ref)
     readme = ROOT / "README.md"
-    text, count = re.subn(
-        r"(<!-- verdict -->\n).*?(<!-- /verdict -->)",
-        lambda match: match[1] + verdicts() + match[2],
-        readme.read_text(),
-        flags=re.DOTALL,
-    )
-    if count != 1:
-        raise Failure("README.md needs one <!-- verdict --> … <!-- /verdict --> pair.")
-    replace_file(readme, text)
+    replace_file(readme, with_headline(readme.read_text(encoding="utf-8")))
     move_committed_address(url)
 
 

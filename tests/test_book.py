@@ -27,7 +27,7 @@ FACTS = """(async () => {
   return {
     theme: document.documentElement.dataset.theme,
     background: getComputedStyle(document.body).backgroundColor,
-    wide: document.documentElement.scrollWidth - screen.width,
+    wide: document.documentElement.scrollWidth,
     alts: all("article img").map((image) => [image.getAttribute("src"), image.getAttribute("alt")]),
     broken: all("img").filter((image) => image.complete && !image.naturalWidth).map((image) => image.src),
     formulas: all(".math").length,
@@ -95,7 +95,9 @@ class Browser:
             self.events.append(self.receive())
         answer = self.ask("Runtime.evaluate", expression=FACTS, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
-        return answer["result"]["value"] | {"complaints": self.complaints(), "requests": self.requests()}
+        seen = answer["result"]["value"]
+        seen["wide"] -= width
+        return seen | {"complaints": self.complaints(), "requests": self.requests()}
 
     def complaints(self):
         """Return console errors, warnings and uncaught exceptions since the page was opened."""

@@ -91,6 +91,11 @@ def test_the_address_comes_from_the_run_inside_github_actions(build, monkeypatch
     assert moved == "https://github.com/somebody/fork https://somebody.github.io/fork"
 
 
+def test_the_readme_says_what_the_rows_say(root, build):
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert readme == build.with_headline(readme), "run `make pages`"
+
+
 def test_make_help_lists_every_command(root):
     makefile = (root / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
