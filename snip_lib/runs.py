@@ -4,6 +4,7 @@ A `Run` is one network trained once; its row is one line of ``results/<chapter>.
 `sweep` declares an experiment, `collect` returns the rows there are and trains what is missing.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -137,14 +138,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SNIP_CACHE") or "~/.cache/snip_lib/checkpoints").expanduser()
 
 
-def read_rows(folder: Path) -> dict[str, dict]:
-    """Return every row of a folder by its key.
-
-    Raises:
-        ValueError: a line is damaged, or a key occurs twice; the sentence names file and line.
-    """
+def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
+    """Return the rows of some files by key; refuse a damaged or repeated line by file and number."""
     rows, where = {}, {}
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in paths:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             place = f"{path}, line {number}"
             try:
@@ -160,24 +157,32 @@ def read_rows(folder: Path) -> dict[str, dict]:
     return rows
 
 
+def read_rows(folder: Path) -> dict[str, dict]:
+    """Return every row of a folder by its key.
+
+    Raises:
+        ValueError: a line is damaged, or a key occurs twice; the sentence names file and line.
+    """
+    return _rows_in(sorted(folder.glob("*.jsonl")))
+
+
 def write_row(row: dict, path: Path) -> None:
     """Add one row to a file that is sorted by key, all or nothing; a second writer waits.
 
     Raises:
         RuntimeError: another process holds the lock for 30 s. OSError: the folder cannot be written.
+        ValueError: the file has a damaged line; it stays as it is.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = path.with_suffix(".lock.holder")
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_WAIT_S):
             holder.write_text(f"process {os.getpid()} on {os.uname().nodename}")
-            lines = path.read_text().splitlines() if path.exists() else []
-            lines = [line for line in lines if json.loads(line)["key"] != row["key"]]
-            lines.append(json.dumps(row, separators=(",", ":")))
-            lines.sort(key=lambda line: json.loads(line)["key"])
+            rows = _rows_in([path] if path.exists() else []) | {row["key"]: row}
             temporary = path.with_suffix(".tmp")
             with temporary.open("w") as file:
-                file.write("\n".join(lines) + "\n")
+                for key in sorted(rows):
+                    file.write(json.dumps(rows[key], separators=(",", ":")) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -322,15 +327,14 @@ def _work(runs: list[Run], deadline: float, cluster: str) -> Iterator[dict | Non
     # Large blocks are kept for reuse: with glibc's defaults each step would return them to the system.
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": one_thread | malloc}):
-        target = LocalCluster(threads_per_worker=1, dashboard_address=None) if cluster == "local" else cluster
-        with Client(target, set_as_default=False) as client:
-            futures = [client.submit(make_row, run, deadline=deadline, key=run.key, pure=False) for run in runs]
-            for future in as_completed(futures):
-                yield future.result()
-                future.release()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": one_thread | malloc}))
         if cluster == "local":
-            target.close()
+            cluster = stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address=None))
+        client = stack.enter_context(Client(cluster))
+        futures = [client.submit(make_row, run, deadline=deadline, key=run.key, pure=False) for run in runs]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def _progress(rows: Iterable[dict | None], runs: list[Run]) -> Iterator[dict]:

@@ -1,0 +1,260 @@
+"""A run and its name; rows are written all or nothing, never twice, never lost."""
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snip_lib import runs
+from snip_lib.runs import Run, at_profile, collect, read_rows, rows_of, sweep, time_limit, write_row
+
+SMALL = Run("lenet300", "digits", steps=40, decay_every=20, batch_size=50)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Rows and checkpoints in folders of the test's own."""
+    monkeypatch.setenv("SNIP_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SNIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def a_row(run, **outcome):
+    """Return a row as `collect` writes it, with an invented outcome."""
+    return {"key": run.key, **dataclasses.asdict(run), "test_error": 1.0, "diverged": False, **outcome}
+
+
+# ------------------------------------------------------------------------------------------ keys
+
+
+def test_keys_stay_for_ever():
+    """These names are in committed rows: a change here loses results."""
+    assert Run("lenet300", "mnist").key == "ef77832fb77d"
+    assert Run("lenet300", "mnist", sparsity=0.95, seed=3).key == "710cd9f14af9"
+    assert Run("lenet5", "mnist", sparsity=0.99, lr=0.03, steps=12_500, decay_every=2_500).key == "4e872a440d56"
+    assert Run("lenet5", "digits", method="snip", prune_biases=False, sparsity=0.5).key == "a8c5ccb94f3c"
+
+
+def test_a_key_is_the_hash_of_the_non_default_fields_alone():
+    run = Run("lenet300", "mnist", sparsity=0.9)
+    spelled_out = Run(**dataclasses.asdict(run))
+    assert spelled_out.key == run.key
+    assert len({r.key for r in sweep(run, seed=range(3), sparsity=[0.5, 0.9], lr=[0.1, 0.2])}) == 12
+
+
+def test_a_dense_network_has_one_key_whatever_would_have_pruned_it():
+    dense = Run("lenet300", "mnist")
+    assert dataclasses.replace(dense, prune_biases=False, score_bn="fresh", score_examples=7).key == dense.key
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"model": "lenet400"}, "Unknown model 'lenet400': choose one of lenet300"),
+        ({"dataset": "mnits"}, "Unknown dataset 'mnits': choose one of digits"),
+        ({"method": "snap"}, "Unknown method 'snap'"),
+        ({"init": "zeros"}, "Unknown init 'zeros'"),
+        ({"optimizer": "lion"}, "Unknown optimizer 'lion'"),
+        ({"sparsity": 1.0}, "sparsity is the fraction removed"),
+        ({"sparsity": -0.1}, "sparsity is the fraction removed"),
+        ({"sparsity": 95}, "sparsity is the fraction removed"),
+        ({"steps": 0}, "steps is positive, not 0"),
+        ({"lr": -1.0}, "lr is positive"),
+    ],
+)
+def test_a_wrong_run_is_refused_in_one_sentence(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        Run(**({"model": "lenet300", "dataset": "mnist"} | wrong))
+    assert "\n" not in str(refusal.value)
+
+
+def test_sweep_is_every_combination():
+    runs_ = sweep(SMALL, sparsity=[0.0, 0.5], seed=range(3))
+    assert [(r.sparsity, r.seed) for r in runs_] == [(s, i) for s in (0.0, 0.5) for i in range(3)]
+    assert sweep(SMALL) == [SMALL]
+
+
+def test_short_is_a_tenth_of_the_paper_with_the_same_shape_of_schedule():
+    (paper,), (short,) = (at_profile(p, [Run("lenet300", "mnist")]) for p in ("paper", "short"))
+    assert (paper.steps, paper.decay_every) == (125_000, 25_000)
+    assert (short.steps, short.decay_every) == (12_500, 2_500)
+    assert dataclasses.replace(short, steps=125_000, decay_every=25_000) == paper
+    assert all(r.dataset == "digits" for r in at_profile("smoke", sweep(paper, seed=range(5))))
+    with pytest.raises(ValueError, match="Unknown profile 'long': choose one of smoke, short, paper"):
+        at_profile("long", [paper])
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+@given(st.permutations(range(6)))
+def test_a_row_file_is_sorted_by_key_whatever_the_order_of_writing(tmp_path_factory, order):
+    path = tmp_path_factory.mktemp("rows") / "chapter.jsonl"
+    rows = [a_row(dataclasses.replace(SMALL, seed=i)) for i in range(6)]
+    for i in order:
+        write_row(rows[i], path)
+    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    assert keys == sorted(row["key"] for row in rows)
+    assert read_rows(path.parent) == {row["key"]: row for row in rows}
+
+
+def test_a_damaged_line_is_reported_with_file_and_line_and_not_dropped(tmp_path):
+    path = tmp_path / "02_lenet_sweeps.jsonl"
+    for i in range(3):
+        write_row(a_row(dataclasses.replace(SMALL, seed=i)), path)
+    lines = path.read_text().splitlines()
+    other = json.loads(lines[0]) | {"seed": 77}
+    damages = {"cut": lines[1][:40], "no key": "{}", "a field changed": json.dumps(other), "twice": lines[0], "": ""}
+    for damage in damages.values():
+        path.write_text("\n".join([lines[0], damage, lines[2]]) + "\n")
+        with pytest.raises(ValueError, match=r"02_lenet_sweeps.jsonl, line 2 (is damaged|repeats)"):
+            read_rows(tmp_path)
+        with pytest.raises(ValueError, match="line 2"):  # nor does a writer drop what it cannot read
+            write_row(a_row(SMALL), path)
+        assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_key_occurs_once_in_the_whole_folder(tmp_path):
+    write_row(a_row(SMALL), tmp_path / "a.jsonl")
+    write_row(a_row(SMALL), tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match=r"b.jsonl, line 1 repeats the key .* of .*a.jsonl, line 1"):
+        read_rows(tmp_path)
+
+
+def _write_many(path, seeds):
+    for seed in seeds:
+        write_row(a_row(dataclasses.replace(SMALL, seed=seed)), path)
+
+
+def test_two_writers_at_once_lose_no_row(tmp_path):
+    path = tmp_path / "chapter.jsonl"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(path, range(i, 40, 2))) for i in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert sorted(row["seed"] for row in read_rows(tmp_path).values()) == list(range(40))
+
+
+def test_a_writer_that_never_lets_go_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "chapter.jsonl"
+    write_row(a_row(SMALL), path)
+    monkeypatch.setattr(runs, "LOCK_WAIT_S", 0.2)
+    with runs.FileLock(path.with_suffix(".lock")):
+        with pytest.raises(RuntimeError, match=rf"process {os.getpid()} on .* has been writing .*chapter.jsonl"):
+            write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
+    write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
+    assert len(read_rows(tmp_path)) == 2
+
+
+def test_a_full_disk_leaves_the_old_rows_whole(tmp_path, monkeypatch):
+    path = tmp_path / "chapter.jsonl"
+    write_row(a_row(SMALL), path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="chapter.jsonl cannot be written .*No space left.* untouched"):
+        write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    assert list(read_rows(tmp_path)) == [SMALL.key]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "results").write_text("a file where the folder should be")
+    monkeypatch.setenv("SNIP_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(runs, "make_row", lambda *_, **__: pytest.fail("a run was started"))
+    with pytest.raises(OSError, match="Rows cannot be written to .*: no run was started"):
+        collect([SMALL], "chapter", train_missing=True)
+
+
+# --------------------------------------------------------------------------------------- collect
+
+
+def test_collect_says_what_is_missing_and_trains_only_that(folders, capsys):
+    four = sweep(SMALL, sparsity=[0.0, 0.9], seed=range(2))
+    assert len(collect(four[:1], "chapter", train_missing=True)) == 1
+    first = (folders / "results/chapter.jsonl").read_text()
+    capsys.readouterr()
+    assert len(collect(four, "chapter")) == 1
+    told = capsys.readouterr()
+    assert (
+        "3 of 4 runs have no row yet: lenet300 digits snip 0.0, seed 1; lenet300 digits snip 0.9, seeds 0-1."
+        in told.out
+    )
+    assert not told.err  # nothing is shown there unless something is trained
+    table = collect(four, "another", train_missing=True)
+    assert [*zip(table["sparsity"], table["seed"], strict=True)] == [(r.sparsity, r.seed) for r in four]
+    assert (folders / "results/chapter.jsonl").read_text() == first
+    assert len(read_rows(folders / "results")) == 4
+    assert not list((folders / "cache").glob("*"))  # a finished run leaves no checkpoint
+
+
+def test_rows_say_everything_about_where_they_come_from(folders):
+    row = collect([SMALL], "chapter", train_missing=True).iloc[0]
+    assert row["key"] == SMALL.key and row["steps"] == 40
+    assert row[["commit", "dirty", "library", "torch", "device", "time", "seconds", "replicas"]].notna().all()
+    assert len((folders / "results/chapter.jsonl").read_text()) < 2000
+
+
+def test_no_run_starts_after_the_budget_is_spent(folders, capsys):
+    assert time_limit(0) == float("inf")
+    assert collect([SMALL], "chapter", train_missing=True, until=time.time() - 1).empty
+    assert "1 of 1 runs have no row yet" in capsys.readouterr().out
+
+
+def test_an_existing_row_gains_new_fields_with_their_defaults(folders):
+    row = a_row(SMALL)
+    del row["random_labels"]
+    write_row(row, folders / "results/chapter.jsonl")
+    assert not rows_of([SMALL])["random_labels"].any()
+
+
+def test_every_core_gives_the_same_rows(folders, monkeypatch):
+    four = sweep(SMALL, sparsity=[0.0, 0.9], seed=range(2))
+    here = collect(four, "chapter", train_missing=True)
+    monkeypatch.setenv("SNIP_RESULTS", str(folders / "elsewhere"))
+    there = collect(four, "chapter", train_missing=True, cluster="local")
+    for column in ("key", "test_error", "val_error", "train_loss", "curve", "kept"):
+        assert list(here[column]) == list(there[column]), column
+
+
+def _collect_in(folder, runs_):
+    os.environ |= {"SNIP_RESULTS": f"{folder}/results", "SNIP_CACHE": f"{folder}/cache"}
+    with open(os.devnull, "w") as sys.stderr:
+        collect(runs_, "chapter", train_missing=True)
+
+
+def test_killed_ten_times_at_random_no_finished_row_is_lost_and_none_is_made_twice(tmp_path):
+    run = dataclasses.replace(SMALL, steps=400, decay_every=200)
+    runs_ = sweep(run, sparsity=[0.0, 0.9], seed=range(12))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["snip_lib.runs", "sklearn.datasets"])
+    chance, seen = random.Random(1), {}
+    for attempt in range(11):
+        process = context.Process(target=_collect_in, args=(tmp_path, runs_))
+        process.start()
+        if attempt < 10:
+            while process.is_alive() and len(read_rows(tmp_path / "results")) == len(seen):  # not yet at work
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.7))
+            process.kill()
+        process.join()
+        rows = read_rows(tmp_path / "results")
+        assert seen.items() <= rows.items()  # the very same rows, time stamps included
+        seen = rows
+    assert process.exitcode == 0
+    assert seen.keys() == {run.key for run in runs_}
