@@ -5,6 +5,8 @@ numbers. Dense and pruned networks are paired by seed; "no loss" is an equivalen
 two one-sided tests, and several sparsities in one claim Holm's correction.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -171,7 +173,7 @@ def layer_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, by network, how many runs there are, their steps, seconds and device."""
+    """Return, by network, how many runs there are, their steps, seconds, `fingerprint` and device."""
     groups = rows.groupby("model", sort=False)
     table = pd.DataFrame(
         {
@@ -179,10 +181,18 @@ def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
             "steps a run": groups["steps"].max(),
             "seconds a run (median)": groups["seconds"].median().round(0),
             "hours in all": (groups["seconds"].sum() / 3600).round(2),
+            "fingerprint": [fingerprint(group) for _, group in groups],
             "device": groups["device"].agg(lambda names: ", ".join(sorted(set(names)))) if len(rows) else [],
         }
     )
     return table.rename_axis("network")
+
+
+def fingerprint(rows: pd.DataFrame) -> str:
+    """Return 8 hex digits that change with anything in any of the rows, so that a page is tied to them."""
+    known = [{name: v for name, v in row.items() if v is not None and v == v} for row in rows.to_dict("records")]
+    text = "\n".join(sorted(json.dumps(row, sort_keys=True) for row in known))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def spread(values: pd.Series) -> str:

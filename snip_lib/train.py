@@ -219,10 +219,6 @@ def _train(run, device, checkpoint, deadline, tick) -> dict | None:
             tick(step)
             if not math.isfinite(loss_sum.item()):
                 diverged_step = step
-            now = time.perf_counter()
-            if time.time() > deadline and step < run.steps:
-                save()
-                return None
         if at_point or diverged_step is not None:
             curve["step"].append(step)
             curve["train_loss"].append(_round(loss_sum.item() / loss_steps))
@@ -230,12 +226,16 @@ def _train(run, device, checkpoint, deadline, tick) -> dict | None:
             curve["test_error"].append(_round(error_percent(model, data.x_test, data.y_test)))
             loss_sum.zero_()
             loss_steps = 0
-        if step % 100 == 0 and now - saved > CHECKPOINT_S:
-            save()
-            saved = time.perf_counter()
+        if step % 100 == 0 and step < run.steps:
+            stop = time.time() > deadline
+            if stop or time.perf_counter() - saved > CHECKPOINT_S:
+                save()
+                saved = time.perf_counter()
+            if stop:
+                return None
     save()
 
-    best = min(range(len(points[: len(curve["step"])])), key=curve["val_error"].__getitem__)
+    best = min(range(len(curve["step"])), key=curve["val_error"].__getitem__)
     last_five = [e for s, e in zip(curve["step"], curve["test_error"], strict=True) if s % 1000 == 0][-5:]
     live = on_live_path(model.cpu(), mask, data.x_test[:1].cpu()) if mask else None
     m = sum(p.numel() for p in parameters.values())

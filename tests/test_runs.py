@@ -242,7 +242,7 @@ def test_killed_ten_times_at_random_no_finished_row_is_lost_and_none_is_made_twi
     run = dataclasses.replace(SMALL, steps=400, decay_every=200)
     runs_ = sweep(run, sparsity=[0.0, 0.9], seed=range(12))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["snip_lib.runs", "sklearn.datasets"])
+    context.set_forkserver_preload(["snip_lib.runs", "sklearn.datasets", "torch._dynamo"])  # import once
     chance, seen = random.Random(1), {}
     for attempt in range(11):
         process = context.Process(target=_collect_in, args=(tmp_path, runs_))

@@ -1,0 +1,238 @@
+"""Training is masked SGD and nothing else; a stopped run goes on as if it had never stopped."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from snip_lib import data, train
+from snip_lib.data import BatchOrder
+from snip_lib.runs import Run, read_rows, sweep
+from snip_lib.saliency import prunable
+
+SMALL = Run("lenet300", "digits", sparsity=0.9, steps=40, decay_every=20, batch_size=50)
+
+
+def weights_after(run, folder, **options):
+    """Train `run` and return (outcome, its final tensors by name)."""
+    checkpoint = folder / f"{run.key}.safetensors"
+    outcome = train.train(run, checkpoint=checkpoint, **options)
+    return outcome, load_file(checkpoint)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("model", ["lenet300", "lenet5"])
+def test_pruned_weights_stay_zero_with_momentum_and_decay(model, optimizer, tmp_path):
+    run = dataclasses.replace(SMALL, model=model, optimizer=optimizer, lr=0.01, weight_decay=0.01)
+    _, tensors = weights_after(run, tmp_path)
+    digits = data.load("digits", seed=run.seed)
+    mask = train.mask_for(run, train.initial_model(run, digits), digits)
+    for name, kept in mask.items():
+        weight = tensors[f"model.{name}"]
+        assert not weight[~kept].any()
+        assert not kept.any() or weight[kept].any()
+
+
+def test_training_is_masked_sgd_with_momentum_written_by_hand(tmp_path):
+    """v = 0.9 v + m * (grad + 5e-4 w), w = w - lr v, on the batches of the run, in plain tensors."""
+    run = dataclasses.replace(SMALL, steps=12, decay_every=5, seed=3)
+    _, tensors = weights_after(run, tmp_path)
+    digits = data.load("digits", seed=3)
+    model = train.initial_model(run, digits)
+    mask = train.mask_for(run, model, digits)
+    w = {name: p.detach().double() * mask[name] for name, p in prunable(model).items()}
+    v = {name: torch.zeros_like(t) for name, t in w.items()}
+    order = BatchOrder(len(digits.y_train), run.batch_size, 3)
+    for step in range(run.steps):
+        chosen = order.indices(step)
+        leaves = {name: t.clone().requires_grad_() for name, t in w.items()}
+        output = torch.func.functional_call(model, leaves, (digits.x_train[chosen].double(),))
+        grads = torch.autograd.grad(F.cross_entropy(output, digits.y_train[chosen]), list(leaves.values()))
+        for (name, t), grad in zip(w.items(), grads, strict=True):
+            v[name] = 0.9 * v[name] + mask[name] * (grad + 5e-4 * t)
+            w[name] = t - 0.1 * 0.1 ** (step // 5) * v[name]
+    for name, t in w.items():
+        torch.testing.assert_close(tensors[f"model.{name}"].double(), t, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("model", ["lenet300", "lenet5"])
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(model, optimizer, tmp_path):
+    run = dataclasses.replace(SMALL, model=model, optimizer=optimizer, lr=0.01, steps=500, decay_every=200)
+    run = dataclasses.replace(run, steps=300) if model == "lenet5" else run
+    (tmp_path / "whole").mkdir()
+    whole, expected = weights_after(run, tmp_path / "whole")
+    stops = random.Random(f"{model}{optimizer}").sample([100, 200, 400] if model == "lenet300" else [100, 200], 2)
+
+    for stop in sorted(stops):
+        deadline = _Clock(stop)
+        outcome = train.train(
+            run, checkpoint=tmp_path / f"{run.key}.safetensors", deadline=deadline, tick=deadline.tick
+        )
+        assert outcome is None
+        assert json.loads(_metadata(tmp_path / f"{run.key}.safetensors")["progress"])["step"] == stop
+    outcome, tensors = weights_after(run, tmp_path)
+
+    assert tensors.keys() == expected.keys()
+    for name, t in expected.items():
+        assert torch.equal(tensors[name], t), name
+    seconds = ("seconds", "scoring_seconds")
+    assert {k: v for k, v in outcome.items() if k not in seconds} == {
+        k: v for k, v in whole.items() if k not in seconds
+    }
+
+
+class _Clock(float):
+    """A deadline that comes when training reports a certain step."""
+
+    def __new__(cls, step):
+        self = super().__new__(cls, math.inf)
+        self.step, self.now = step, 0
+        return self
+
+    def tick(self, step):
+        self.now = step
+
+    def __lt__(self, _):  # asked as `time.time() > deadline`
+        return self.now >= self.step
+
+
+def _metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_dense_and_pruned_of_one_seed_share_split_weights_and_batches():
+    digits = {seed: data.load("digits", seed=seed) for seed in (0, 1)}
+    models = {run: train.initial_model(run, digits[run.seed]) for run in sweep(SMALL, sparsity=[0.0, 0.9], seed=[0, 1])}
+    flat = {run: torch.cat([p.flatten() for p in model.parameters()]) for run, model in models.items()}
+    dense0, dense1, pruned0, pruned1 = flat.values()
+    assert torch.equal(dense0, pruned0) and torch.equal(dense1, pruned1) and not torch.equal(dense0, dense1)
+    assert not torch.equal(digits[0].x_val, digits[1].x_val)
+
+
+def test_masks_of_one_scoring_are_nested_and_have_the_asked_size():
+    digits = data.load("digits")
+    model = train.initial_model(SMALL, digits)
+    sizes = {0.5: 133_305, 0.9: 26_661, 0.95: 13_331, 0.99: 2_666}
+    masks = [train.mask_for(dataclasses.replace(SMALL, sparsity=s), model, digits) for s in sizes]
+    for mask, size in zip(masks, sizes.values(), strict=True):
+        assert sum(int(kept.sum()) for kept in mask.values()) == size
+    for wide, narrow in zip(masks, masks[1:], strict=False):
+        assert not any((narrow[name] & ~wide[name]).any() for name in wide)
+
+
+def test_fresh_weights_keep_the_mask_and_change_the_weights(tmp_path):
+    run = dataclasses.replace(SMALL, steps=1, lr=1e-12, weight_decay=0.0)
+    _, same = weights_after(run, tmp_path)
+    _, fresh = weights_after(dataclasses.replace(run, train_init="fresh"), tmp_path)
+    name = "model.fc1.weight"
+    assert torch.equal(same[name] != 0, fresh[name] != 0)
+    assert not torch.isclose(same[name], fresh[name]).logical_and(same[name] != 0).any()
+
+
+def test_random_labels_change_training_but_not_the_mask(tmp_path):
+    true, _ = weights_after(dataclasses.replace(SMALL, steps=200, decay_every=200), tmp_path)
+    wrong, _ = weights_after(dataclasses.replace(SMALL, steps=200, decay_every=200, random_labels=True), tmp_path)
+    assert true["kept"] == wrong["kept"]
+    assert true["test_error"] < 30 < 70 < wrong["test_error"]
+    assert wrong["diverged"]  # no better than guessing, whatever the reason
+
+
+def test_a_run_that_diverges_is_an_outcome_and_not_a_crash(tmp_path):
+    outcome, _ = weights_after(dataclasses.replace(SMALL, lr=1e6, steps=200), tmp_path)
+    assert outcome["diverged"] and outcome["diverged_step"] == outcome["curve"]["step"][-1] <= 100
+    assert outcome["test_error"] > 80 and outcome["train_loss"] is None
+    json.dumps(outcome, allow_nan=False)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40, 999, 1_000, 12_500, 60_000, 125_000, 150_000])
+def test_curves_end_with_the_last_step_and_are_short(steps):
+    points = train.curve_points(steps)
+    assert points == sorted(set(points)) and points[-1] == steps and points[0] > 0 and len(points) <= 20
+    released = list(range(1000, steps + 1, 1000))[-5:]  # the released code's last checkpoints
+    assert set(released) <= set(points)
+
+
+def test_the_reported_error_is_that_of_the_last_step(tmp_path):
+    outcome, tensors = weights_after(dataclasses.replace(SMALL, steps=400, decay_every=400), tmp_path)
+    digits = data.load("digits")
+    model = train.initial_model(SMALL, digits)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    with torch.no_grad():
+        wrong = (model(digits.x_test).argmax(1) != digits.y_test).double().mean().item()
+    assert outcome["test_error"] == pytest.approx(100 * wrong, rel=1e-3)
+    assert outcome["test_error_best5"] <= max(outcome["curve"]["test_error"])
+    assert min(outcome["curve"]["test_error"]) <= outcome["test_error_best_val"]
+
+
+def test_rates_fall_by_a_tenth_at_each_boundary(monkeypatch, tmp_path):
+    seen = []
+    step = torch.optim.SGD.step
+
+    def spy(self, *args):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    weights_after(dataclasses.replace(SMALL, steps=12, decay_every=4), tmp_path)
+    assert seen == pytest.approx([0.1] * 4 + [0.01] * 4 + [0.001] * 4)
+
+
+def test_the_fast_matrix_product_is_float32_and_is_switched_off_again():
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with train.fast_cpu():
+        assert torch.get_num_threads() == 1
+        error = (a.float() @ b.float() - a @ b).abs().max().item()
+    assert error < 1e-3
+    assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == before
+
+
+def test_scoring_stays_exact_inside_training_settings():
+    digits = data.load("digits")
+    model = train.initial_model(SMALL, digits)
+    plain = train.mask_for(SMALL, model, digits)
+    with train.fast_cpu():
+        fast = train.mask_for(SMALL, model, digits)
+    assert all(torch.equal(plain[name], fast[name]) for name in plain)
+
+
+def test_training_leaves_the_global_random_state_alone(tmp_path):
+    before = torch.get_rng_state()
+    weights_after(SMALL, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    _, before = weights_after(SMALL, tmp_path)
+    path = tmp_path / f"{SMALL.key}.safetensors"
+
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(train, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        weights_after(SMALL, tmp_path)
+    assert load_file(path).keys() == before.keys()
+
+
+@pytest.mark.skipif("SNIP_DATA" not in os.environ, reason="SNIP_DATA names no folder with the real data sets")
+def test_committed_rows_have_the_masks_that_the_library_makes(root):
+    """Three rows at random: same split, weights, batch and scores give the counts written there."""
+    committed = [r for r in read_rows(root / "notebooks/results").values() if r["sparsity"] > 0]
+    for row in random.Random(time.strftime("%Y-%m")).sample(committed, 3):
+        run = Run(**{f.name: row[f.name] for f in dataclasses.fields(Run) if f.name in row})
+        images = data.load(run.dataset, seed=run.seed)
+        mask = train.mask_for(run, train.initial_model(run, images), images)
+        assert {name: int(kept.sum()) for name, kept in mask.items()} == row["kept"], row["key"]
