@@ -1,13 +1,45 @@
 """SNIP: single-shot network pruning based on connection sensitivity (Lee, Ajanthan & Torr, 2019).
 
-    mask = snip_lib.prune(model, x, y, sparsity=0.95)
+    mask = snip_lib.prune(model, x, y, sparsity=0.95)  # one forward and one backward pass
+    snip_lib.apply_mask(model, mask)                   # then train with your own loop
+    snip_lib.report(model, mask, x)                    # what is left, layer by layer
 
 Read in this order: `saliency`, `masks`, `prune` (the algorithm); `models`, `inits`, `data`, `train`,
 `runs` (the reproduction); `claims`, `plots` (the report).
 """
 
-from .masks import keep_top
-from .prune import prune
-from .saliency import CRITERIA
+from .masks import (
+    apply_mask,
+    invert,
+    keep_top,
+    load_mask,
+    mask_of,
+    on_live_path,
+    random_at_densities,
+    redraw,
+    report,
+    save_mask,
+    shuffle_within_layers,
+    sparsity_of,
+)
+from .prune import PROTOCOLS, prune
+from .saliency import CRITERIA, prunable
 
-__all__ = ["CRITERIA", "keep_top", "prune"]
+__all__ = [
+    "CRITERIA",
+    "PROTOCOLS",
+    "apply_mask",
+    "invert",
+    "keep_top",
+    "load_mask",
+    "mask_of",
+    "on_live_path",
+    "prunable",
+    "prune",
+    "random_at_densities",
+    "redraw",
+    "report",
+    "save_mask",
+    "shuffle_within_layers",
+    "sparsity_of",
+]

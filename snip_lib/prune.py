@@ -1,38 +1,148 @@
-"""Single-shot pruning: Algorithm 1 of the paper, for any network.
+"""Single-shot pruning: Algorithm 1 of the paper, for any network, and its repetition in rounds.
 
 ``mask = prune(model, x, y, sparsity=0.95)``: one forward and one backward pass.
 """
 
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from .masks import Mask, keep_top, n_kept
-from .saliency import CRITERIA, Loss
+from .masks import Mask, collapsed, keep_top, keep_top_per_layer, n_kept
+from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores
+
+# Bundles of choices where the paper's text and the released code differ, or we would choose otherwise today, as
+# fields of `Run`: replace(run, **PROTOCOLS["code"]). Batch norm's eps is the network's own.
+PROTOCOLS: dict[str, dict] = {
+    "text": {"prune_biases": True, "score_bn": "batch", "init": "vs_x", "train_init": "same"},
+    "code": {"prune_biases": True, "score_bn": "fresh", "init": "lecun", "train_init": "fresh"},
+    "modern": {"prune_biases": False, "score_bn": "batch", "init": "vs_h", "train_init": "same"},
+}
+
+SYNFLOW_ROUNDS = 100  # Tanaka et al. (2020), Section 6
+EMA_DECAY = 0.9
+
+
+def snip_it_schedule(sparsity: float, rounds: int) -> list[float]:
+    """Return SNIP-it's sparsities (Verdenius et al., 2020): half, then each time half of what is missing.
+
+    k_i = L - (L - 0.5) * 0.5^i for i = 0 ... n - 2, then L itself; for L <= 0.5 in equal parts, L * i / n.
+    """
+    if sparsity <= 0.5:
+        return [sparsity * i / rounds for i in range(1, rounds)] + [sparsity]
+    return [sparsity - (sparsity - 0.5) * 0.5**i for i in range(rounds - 1)] + [sparsity]
+
+
+def exponential_schedule(sparsity: float, rounds: int) -> list[float]:
+    """Return sparsities whose density falls by the same factor each round (SynFlow; FORCE, Eq. 9)."""
+    return [1 - (1 - sparsity) ** (i / rounds) for i in range(1, rounds)] + [sparsity]
+
+
+# "force" (de Jorge et al., 2021): the exponential schedule, and what was removed may return.
+SCHEDULES = {"snip_it": snip_it_schedule, "exponential": exponential_schedule, "force": exponential_schedule}
+
+
+def accumulated(model: nn.Module, batches: Iterable[tuple], method: str, accumulate: str, **scoring) -> Scores:
+    """Score several batches as one (Section 4.2: "accumulate ... or take an exponential moving average").
+
+    "sum_then_abs": |sum g|, as if the batches were one (batch norm apart); "abs_then_sum": sum |g|;
+    "moving_average": s <- 0.9 s + 0.1 |g|, so later batches count more. Each batch counts the same.
+    """
+    signed = SIGNED.get(method) if accumulate == "sum_then_abs" else None
+    criterion, total, n = signed or CRITERIA[method], None, 0
+    for n, (x, y) in enumerate(batches, 1):  # noqa: B007
+        scores = criterion(model, x, y, **scoring)
+        if total is None:
+            total = scores
+        elif accumulate == "moving_average":
+            total = {name: EMA_DECAY * s + (1 - EMA_DECAY) * scores[name] for name, s in total.items()}
+        else:
+            total = {name: s + scores[name] for name, s in total.items()}
+    return {name: s.abs() for name, s in total.items()} if signed else total
 
 
 def prune(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Any = None,
+    y: Any = None,
     *,
     sparsity: float,
     method: str = "snip",
     loss: Loss = F.cross_entropy,
+    batches: Iterable[tuple] | None = None,
+    accumulate: str = "sum_then_abs",
+    scope: str = "global",
+    rounds: int | None = None,
+    schedule: str | None = None,
     prune_biases: bool = True,
+    only: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
     score_bn: str = "batch",
     dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+    on_collapse: str = "warn",
 ) -> Mask:
     """Return the mask that keeps the top kappa connections of `model` at this batch (Algorithm 1).
 
-    `sparsity` is the fraction removed, over all prunable parameters together; the model stays
-    exactly as it was. `x` is [B, ...]; `loss(model(x), y)` is a scalar.
+    The model stays exactly as it was; give it the mask with `apply_mask`.
+
+    Args:
+        x: the scoring batch, [B, ...]; `y` what ``loss(model(x), y)`` takes, and that is a scalar.
+        sparsity: the fraction removed, in [0, 1).
+        method: one of `CRITERIA`.
+        batches: pairs (x, y) in place of one batch; `accumulate` says how they add up (`accumulated`).
+        scope: "global": kappa over all prunable parameters together; "layer": in each by itself.
+        rounds: how many times to score, removing more each time by `schedule`, one of `SCHEDULES` (None: 100 and
+            "exponential" for SynFlow, else 1 and "snip_it"). What is removed stays so, except by "force".
+        prune_biases, only, exclude: which parameters (`prunable`).
+        score_bn: "batch" or "fresh", what batch norm does while scoring (`scoring_copy`).
+        dtype: of the scoring, float32 or float64.
+        generator: of ``method="random"``.
+        on_collapse: a weight removed whole: "warn" or "raise".
 
     Raises:
-        ValueError: unknown method, sparsity outside [0, 1), a loss or score that is not finite.
+        ValueError: an argument that is none of these; no prunable parameter; a batch that does not fit; a
+            loss or score that is not finite; a weight removed whole, with ``on_collapse="raise"``.
     """
-    if method not in CRITERIA:
-        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(CRITERIA)}.")
+    for name, value, known in (
+        ("method", method, CRITERIA),
+        ("accumulate", accumulate, ("sum_then_abs", "abs_then_sum", "moving_average")),
+        ("scope", scope, ("global", "layer")),
+        ("schedule", schedule, (None, *SCHEDULES)),
+        ("on_collapse", on_collapse, ("warn", "raise")),
+    ):
+        if value not in known:
+            raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, known))}.")
     n_kept(1, sparsity)  # refuses a wrong sparsity before the work
-    scores = CRITERIA[method](model, x, y, loss=loss, biases=prune_biases, bn=score_bn, dtype=dtype)
-    return keep_top(scores, n_kept(sum(s.numel() for s in scores.values()), sparsity))
+    if rounds is None:
+        rounds, schedule = (SYNFLOW_ROUNDS, schedule or "exponential") if method == "synflow" else (1, schedule)
+    if rounds != int(rounds) or rounds < 1:
+        raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds}.")
+    if (batches is None) == (x is None) and not (x is None and method in ("magnitude", "random")):
+        raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")
+    batches = [(x, y)] if batches is None else batches
+    batches = list(batches) if rounds > 1 else batches  # every round sees the same examples
+    if method in DATA_FREE:
+        batches = [next(iter(batches))]
+    scoring = {"loss": loss, "biases": prune_biases, "bn": score_bn, "dtype": dtype, "only": only, "exclude": exclude}
+    if method == "random":
+        scoring["generator"] = generator
+
+    mask = None
+    schedule = schedule or "snip_it"
+    for target in SCHEDULES[schedule](sparsity, rounds):
+        scores = accumulated(model, batches, method, accumulate, mask=mask, **scoring)
+        among = None if schedule == "force" else mask
+        if scope == "layer":
+            mask = keep_top_per_layer(scores, target, among=among)
+        else:
+            mask = keep_top(scores, n_kept(sum(s.numel() for s in scores.values()), target), among=among)
+    if gone := collapsed(mask):
+        sentence = f"At sparsity {sparsity:g} nothing is left of {', '.join(gone)}."
+        if on_collapse == "raise":
+            raise ValueError(sentence)
+        warnings.warn(sentence, stacklevel=2)
+    return mask

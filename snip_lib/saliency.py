@@ -1,21 +1,25 @@
 """Saliency criteria: how much each connection of a network matters, before any training.
 
-Section 4.1 of the paper, Equations 4-6. A criterion is a function ``(model, x, y, ...) -> scores``;
-`masks.py` turns scores into a mask, `prune.py` is the two together.
+Section 4.1 of the paper, Equations 4-6, and the criteria that it is compared with. A criterion is a
+function ``(model, x, y, **scoring) -> scores``; `masks.py` turns scores into a mask (the highest stay),
+`prune.py` is the two together.
 """
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 
 Scores = dict[str, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 
-# The modules whose parameters are connections. Normalisation layers only rescale: they are never pruned.
+# The modules whose parameters are connections.
 CONNECTIONS = (
     nn.Linear,
     nn.Bilinear,
@@ -24,45 +28,119 @@ CONNECTIONS = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
 )
+# Normalisation layers only rescale: they are never pruned.
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def prunable(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
+def held(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
+    """Yield (module, attribute, name, parameter) for each place that holds a parameter, in module order.
+
+    A tied parameter comes once for each of its places. One that is masked by `torch.nn.utils.prune`,
+    which stores it as ``weight_orig``, goes by its own name, ``weight``.
+    """
+    for prefix, module in model.named_modules():
+        for stored, parameter in module._parameters.items():
+            attribute = stored.removesuffix("_orig")
+            if f"{attribute}_mask" not in module._buffers:
+                attribute = stored
+            if parameter is not None:
+                yield module, attribute, f"{prefix}.{attribute}".lstrip("."), parameter
+
+
+def is_bias(name: str, parameter: Tensor) -> bool:
+    """Tell biases from weights: one dimension, or a name like attention's ``bias_k``, shaped [1, 1, E]."""
+    return parameter.dim() < 2 or name.rpartition(".")[2].startswith("bias")
+
+
+def prunable(
+    model: nn.Module,
+    *,
+    biases: bool = True,
+    only: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
+) -> dict[str, nn.Parameter]:
     """Return the prunable parameters by name: all weights, then all biases, each in module order.
 
-    A weight is a parameter with two or more dimensions of a linear, convolutional, recurrent or
-    attention module, a bias one with a single dimension; the order decides ties (DESIGN 3).
+    They are those of linear, convolutional, recurrent and attention modules; the order decides ties.
+    `only` and `exclude` are names of parameters or modules, with ``*`` for anything ("layer1.*", "head");
+    what `only` names may belong to any module except normalisation, so to one you wrote yourself.
+    A tied parameter comes once, by the name it has in its first connection.
 
     Raises:
-        ValueError: the model has no prunable parameter.
+        ValueError: there is no prunable parameter, or a pattern matches none.
     """
+    only = [only] if isinstance(only, str) else only and list(only)
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+    aliases: dict[int, list[str]] = {}
+    candidates = []
+    for module, _, name, parameter in held(model):
+        aliases.setdefault(id(parameter), []).append(name)
+        if not isinstance(module, NORMS):
+            candidates.append((not isinstance(module, CONNECTIONS), name, parameter))
+    # Connections first in the choice of a tied parameter's name; the order stays that of the modules.
+    name_of: dict[int, str] = {}
+    for _, name, parameter in sorted(candidates, key=lambda c: c[0]):
+        name_of.setdefault(id(parameter), name)
+
+    used = set()
+
+    def matches(parameter: Tensor, patterns: list[str]) -> bool:
+        hits = {p for p in patterns for n in aliases[id(parameter)] if fnmatchcase(n, p) or fnmatchcase(n, f"{p}.*")}
+        used.update(hits)
+        return bool(hits)
+
     found = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, CONNECTIONS):
-            for name, parameter in module.named_parameters(prefix, recurse=False):
-                if all(parameter is not other for other in found.values()):
-                    found[name] = parameter
-    weights = {name: p for name, p in found.items() if p.dim() > 1}
-    if not weights:
+    for foreign, name, parameter in candidates:
+        if name_of[id(parameter)] == name and (matches(parameter, only) if only is not None else not foreign):
+            if not matches(parameter, exclude):
+                found[name] = parameter
+    if unused := [p for p in [*(only or ()), *exclude] if p not in used]:
         raise ValueError(
-            f"{type(model).__name__} has no prunable parameter: it holds no linear, convolutional, "
-            "recurrent or attention weight."
+            f"No prunable parameter of {type(model).__name__} matches {', '.join(map(repr, unused))}: "
+            f"there are {', '.join(list(name_of.values())[:8])}, ..."
         )
-    return weights | ({name: p for name, p in found.items() if p.dim() == 1} if biases else {})
+    weights = {name: p for name, p in found.items() if not is_bias(name, p)}
+    every_bias = {name: p for name, p in found.items() if is_bias(name, p)} if biases else {}
+    if not weights | every_bias or (only is None and not weights):
+        raise ValueError(
+            f"{type(model).__name__} has no prunable parameter: no linear, convolutional, recurrent or "
+            "attention weight is left. Name those of your own modules with only=."
+        )
+    return weights | every_bias
 
 
 @contextlib.contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Switch autocast and every reduced-precision matrix product off, and restore them afterwards."""
-    tf32, cudnn_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    devices = [device] if device.type == "cuda" else []
+def exact_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Switch autocast and reduced-precision products off and restore them, and the RNG state, afterwards."""
+    backends = torch.backends
+    knobs = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]  # TF32
+    knobs += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]  # bfloat16 and TF32 on CPUs
+    before = [knob.fp32_precision for knob in knobs]
+    devices = {p.device for p in model.parameters()}
     try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices):
+        for knob in knobs:
+            knob.fp32_precision = "ieee"
+        with contextlib.ExitStack() as stack:
+            for kind in {"cpu", *(device.type for device in devices)}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
             yield
     finally:
-        torch.set_float32_matmul_precision(tf32)
-        torch.backends.cudnn.allow_tf32 = cudnn_tf32
+        for knob, value in zip(knobs, before, strict=True):
+            knob.fp32_precision = value
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Copy a model; what `torch.nn.utils.prune` masks becomes a plain parameter with its zeros."""
+    # A masked weight is computed, and deepcopy refuses computed tensors: hand it their values.
+    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
+    for module, attribute, _, _ in list(held(twin)):
+        if f"{attribute}_mask" in module._buffers:
+            torch_prune.remove(module, attribute)
+    return twin
 
 
 def scoring_copy(model: nn.Module, *, dtype: torch.dtype, bn: str) -> nn.Module:
@@ -70,60 +148,283 @@ def scoring_copy(model: nn.Module, *, dtype: torch.dtype, bn: str) -> nn.Module:
 
     ``bn="batch"``: batch norm uses the statistics of the scoring batch, as in training.
     ``bn="fresh"``: batch norm is in inference mode with mean 0 and variance 1. Dropout is off.
+
+    Raises:
+        ValueError: another `bn`, or a dtype that is neither float32 nor float64.
     """
     if bn not in ("batch", "fresh"):
         raise ValueError(f'score_bn is "batch" or "fresh", not {bn!r}.')
-    twin = copy.deepcopy(model).to(dtype).eval()
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"Scores are computed in torch.float32 or torch.float64, not {dtype}.")
+    twin = plain_copy(model).to(dtype).eval()
     for module in twin.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if bn == "fresh":
-                module.reset_running_stats()
-            else:
+            if bn == "batch":
                 module.train()
+            elif module.running_mean is None:  # track_running_stats=False would use the batch
+                like = next(twin.parameters())
+                module.running_mean = torch.zeros(module.num_features).to(like)
+                module.running_var = torch.ones(module.num_features).to(like)
+            else:
+                module.reset_running_stats()
         elif isinstance(module, nn.RNNBase):
             module.train().dropout = 0.0  # cuDNN has a backward pass in training mode only
     return twin
 
 
-def connection_gradients(
+class Trial(NamedTuple):
+    """What a criterion works on: a copy of the network that computes with c * w, and its batch."""
+
+    model: nn.Module
+    weights: dict[str, Tensor]  # w, whether c keeps it or not
+    masked: dict[str, nn.Parameter]  # c * w, the leaves that the network computes with
+    x: Any
+    y: Any
+    loss: Loss
+
+    def output(self) -> Any:
+        try:
+            return self.model(self.x)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise ValueError(f"The network refuses the scoring batch {_shape(self.x)}: {error}") from error
+
+    def loss_of(self, output: Any, y: Any) -> Tensor:
+        try:
+            value = self.loss(output, y)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"The loss refuses the output {_shape(output)} with the labels {_shape(y)}: {error} "
+                "(give your own as loss=lambda output, y: ...)."
+            ) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"The loss of a batch is one number, not {_shape(value)}: take its mean.")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"The loss of the scoring batch is {value.item()}: no connection can be scored.")
+        return value.squeeze()
+
+    def value(self) -> Tensor:
+        return self.loss_of(self.output(), self.y)
+
+
+def _shape(value: Any) -> str:
+    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"({type(value).__name__})"
+
+
+@contextlib.contextmanager
+def trial(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     *,
     loss: Loss = F.cross_entropy,
     biases: bool = True,
     bn: str = "batch",
     dtype: torch.dtype = torch.float32,
-) -> Scores:
-    """Return g = dL/dc at c = 1 (Eq. 5) for every prunable parameter, by one forward and backward pass.
+    only: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
+    mask: dict[str, Tensor] | None = None,
+) -> Iterator[Trial]:
+    """Set one scoring up: these keywords are the `scoring` of every criterion.
 
-    The network computes with c * w, so by the chain rule g = w * dL/dw: no mask variable is needed.
-    `x` is [B, ...] and `y` what `loss(model(x), y)` takes; g is signed and shaped like the parameters.
+    `loss(model(x), y)` is a scalar; `biases`, `only`, `exclude` as in `prunable`; `bn` as in
+    `scoring_copy`; `mask` is the c at which the scores are taken (None: all ones).
+    """
+    with exact_arithmetic(model):
+        twin = scoring_copy(model, dtype=dtype, bn=bn)
+        masked = prunable(twin, biases=biases, only=only, exclude=exclude)
+        weights = {name: p.detach().clone() for name, p in masked.items()}
+        with torch.no_grad():
+            for name, p in masked.items():
+                p.requires_grad_(True).grad = None
+                if mask is not None:
+                    p.mul_(mask[name])
+        device = next(iter(masked.values())).device
+        yield Trial(twin, weights, masked, _placed(x, device, dtype), _placed(y, device, dtype), loss)
+
+
+def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Move a tensor to the network; real numbers take its dtype, class and token numbers keep theirs."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
+
+
+def connection_gradients(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return g = dL(c * w)/dc (Eq. 5) for every prunable parameter, by one forward and backward pass.
+
+    By the chain rule g = w * dL/d(c * w): no mask variable is needed. At c = 1, and with `scoring` as in
+    `trial`; where a given mask is 0, g is what the connection would bring if it came back (FORCE).
+    `x` is [B, ...]; g is signed and shaped like the parameters.
 
     Raises:
-        ValueError: the loss is not finite, or no prunable parameter.
+        ValueError: the batch does not fit, the loss is not finite, or no parameter is prunable.
     """
-    device = x.device
-    twin = scoring_copy(model, dtype=dtype, bn=bn)
-    parameters = prunable(twin, biases=biases)
-    for parameter in twin.parameters():
-        parameter.requires_grad_(True)
-    with exact_arithmetic(device), torch.enable_grad():
-        value = loss(twin(x.to(dtype) if x.is_floating_point() else x), y)
-        if not torch.isfinite(value):
-            raise ValueError(f"The loss of the scoring batch is {value.item()}: no connection can be scored.")
-        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(w) if grad is None else (w * grad).detach()
-        for (name, w), grad in zip(parameters.items(), gradients, strict=True)
-    }
+    with trial(model, x, y, **scoring) as t:
+        grads = torch.autograd.grad(t.value(), list(t.masked.values()), allow_unused=True, materialize_grads=True)
+        return {name: (w * grad).detach() for (name, w), grad in zip(t.weights.items(), grads, strict=True)}
 
 
-def snip(model: nn.Module, x: Tensor, y: Tensor, **scoring) -> Scores:
-    """Return the connection sensitivity s = |g| / sum |g| (Eq. 6); `scoring` as in `connection_gradients`."""
+def snip(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return the connection sensitivity s = |g| / sum |g| (Eq. 6); `scoring` as in `trial`."""
     scores = {name: g.abs() for name, g in connection_gradients(model, x, y, **scoring).items()}
     total = sum(s.sum() for s in scores.values())
     return {name: s / total for name, s in scores.items()} if total > 0 else scores
 
 
-CRITERIA: dict[str, Callable[..., Scores]] = {"snip": snip}
+def loss_changes(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return Delta L_j = L(c * w) - L((c - e_j) * w) (Eq. 4): each connection is really removed, alone.
+
+    Signed: positive where the removal lowers the loss, to first order equal to g. One forward pass for
+    each connection, batched, so for small networks; float32 cancels, so ask for dtype=torch.float64.
+    """
+    with trial(model, x, y, **scoring) as t, torch.no_grad():
+        for module in t.model.modules():  # statistics of the batch need no buffers, and vmap allows no update
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                module.running_mean = module.running_var = None
+        t.value()  # refuses a bad batch with a sentence, before vmap can fail with its own
+        changes = {}
+        for name, w in t.masked.items():
+            index = torch.arange(w.numel(), device=w.device)
+
+            def loss_without(j: Tensor, name=name, w=w, index=index) -> Tensor:
+                removed = torch.where(index == j, 0, w.flatten()).view_as(w)  # j = -1 removes nothing
+                return t.loss(torch.func.functional_call(t.model, {name: removed}, (t.x,)), t.y)
+
+            at_once = min(256, max(1, 2**22 // w.numel()))  # copies of w, at most about 32 MB of float64
+            batched = torch.vmap(loss_without, randomness="same", chunk_size=at_once)
+            losses = batched(torch.cat([index.new_tensor([-1]), index]))
+            changes[name] = (losses[0] - losses[1:]).view_as(w)
+        return changes
+
+
+def exact(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return |Delta L_j| (Eq. 4), which the connection sensitivity approximates; see `loss_changes`."""
+    return {name: change.abs() for name, change in loss_changes(model, x, y, **scoring).items()}
+
+
+def magnitude(model: nn.Module, x: Any = None, y: Any = None, **scoring) -> Scores:
+    """Return |w| (Han et al., 2015); no data is used."""
+    with trial(model, None, None, **scoring) as t:
+        return {name: w.abs() for name, w in t.weights.items()}
+
+
+def random(
+    model: nn.Module, x: Any = None, y: Any = None, *, generator: torch.Generator | None = None, **scoring
+) -> Scores:
+    """Return uniform draws in [0, 1) from a CPU `generator` (None: one seeded with 0); no data is used.
+
+    Drawn in float64 on the CPU, so that they are the same for every device and practically without ties.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    with trial(model, None, None, **scoring) as t:
+        draws = {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in t.weights.items()}
+        return {name: draw.to(t.weights[name].device) for name, draw in draws.items()}
+
+
+def grasp(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return w * Hg, what a connection adds to the gradient flow (GraSP; Wang, Zhang & Grosse, 2020, Eq. 8).
+
+    Removing w_j changes g'g by -2 w_j (Hg)_j to first order. GraSP's own score is S = -w * Hg and it removes
+    the highest; this is -S, signed, and as for every criterion the highest stay. H and g are those of the
+    loss in the prunable parameters; the authors divide the logits by 200, which is a `loss` you can give.
+    """
+    with trial(model, x, y, **scoring) as t, _without_cudnn():
+        leaves = list(t.masked.values())
+        options = {"allow_unused": True, "materialize_grads": True}
+        grads = torch.autograd.grad(t.value(), leaves, create_graph=True, **options)
+        flow = sum((g * g.detach()).sum() for g in grads)  # its derivative is Hg
+        hg = torch.autograd.grad(flow, leaves, **options)
+        return {name: (w * h).detach() for (name, w), h in zip(t.weights.items(), hg, strict=True)}
+
+
+def synflow(model: nn.Module, x: Any, y: Any = None, **scoring) -> Scores:
+    """Return |w| * dR/d|w| with R = 1'(product of the |W_l|)1, the synaptic flow (Tanaka et al., 2020, Eq. 2).
+
+    R is the summed output of the network for one input of ones, with every parameter replaced by its absolute
+    value and batch norm in inference mode at mean 0, variance 1. `x` gives only the shape of an input (token
+    numbers are kept). Always float64: R overflows float32 in deep networks. This is one of the 100
+    iterations that `prune(..., method="synflow")` makes.
+    """
+    with trial(model, x[:1], None, **scoring | {"bn": "fresh", "dtype": torch.float64}) as t:
+        with torch.no_grad():
+            for p in t.model.parameters():
+                p.abs_()
+        t = t._replace(x=torch.ones_like(t.x) if t.x.is_floating_point() else t.x)
+        flow = t.output().sum()
+        if not torch.isfinite(flow):
+            raise ValueError(f"The synaptic flow is {flow.item()}, even in float64: the network is too deep for it.")
+        grads = torch.autograd.grad(flow, list(t.masked.values()), allow_unused=True, materialize_grads=True)
+        return {name: (w.abs() * grad).detach() for (name, w), grad in zip(t.weights.items(), grads, strict=True)}
+
+
+def obd(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return h_jj w_j^2 / 2 with the exact diagonal of the Hessian (Optimal Brain Damage; LeCun et al., 1990, Eq. 5).
+
+    By automatic differentiation, one row of the Hessian for each connection: for small networks. At a
+    minimum it is non-negative; at initialisation it is signed, and the highest stay.
+    """
+    with trial(model, x, y, **scoring) as t, _without_cudnn():
+        value, scores = t.value(), {}
+        for name, p in t.masked.items():
+            (grad,) = torch.autograd.grad(value, p, create_graph=True, allow_unused=True, materialize_grads=True)
+            diagonal = torch.zeros_like(p).flatten()
+            if grad.requires_grad:
+                for js in torch.arange(p.numel(), device=p.device).split(max(1, 2**22 // p.numel())):
+                    units = F.one_hot(js, p.numel()).to(p).view(-1, *p.shape)
+                    (rows,) = torch.autograd.grad(
+                        grad,
+                        p,
+                        units,
+                        retain_graph=True,
+                        is_grads_batched=True,
+                        allow_unused=True,
+                        materialize_grads=True,
+                    )
+                    diagonal[js] = rows.flatten(1).gather(1, js[:, None]).squeeze(1)
+            scores[name] = diagonal.view_as(p) * t.weights[name] ** 2 / 2
+        return {name: s.detach() for name, s in scores.items()}
+
+
+def obd_fisher(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return f_jj w_j^2 / 2 with the empirical Fisher f = mean over examples of (dL_b/dw)^2 for the Hessian.
+
+    It equals the Hessian's expectation where the network's probabilities are right (Theis et al., 2018), and
+    is an approximation elsewhere: hence the name of its own. Non-negative; one backward pass for each example
+    of the batch, whose first dimension must be that of `x`, of the output and of `y`.
+    """
+    with trial(model, x, y, **scoring) as t:
+        output, leaves = t.output(), list(t.masked.values())
+        fisher = {name: torch.zeros_like(w) for name, w in t.weights.items()}
+        for b in range(len(t.x)):
+            value = t.loss_of(output[b : b + 1], t.y[b : b + 1])
+            grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for f, grad in zip(fisher.values(), grads, strict=True):
+                f += grad**2 / len(t.x)
+        return {name: f * t.weights[name] ** 2 / 2 for name, f in fisher.items()}
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Use PyTorch's own recurrent kernels: those of cuDNN have no second derivative."""
+    before = torch.backends.cudnn.enabled
+    try:
+        torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+CRITERIA: dict[str, Callable[..., Scores]] = {
+    "snip": snip,
+    "exact": exact,
+    "magnitude": magnitude,
+    "random": random,
+    "grasp": grasp,
+    "synflow": synflow,
+    "obd": obd,
+    "obd_fisher": obd_fisher,
+}
+# Criteria that are the absolute value of something signed, which adds up over batches before it is taken.
+SIGNED: dict[str, Callable[..., Scores]] = {"snip": connection_gradients, "exact": loss_changes}
+# Criteria that look at no example: several batches would only repeat them.
+DATA_FREE = ("magnitude", "random", "synflow")
