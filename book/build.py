@@ -20,6 +20,7 @@ tree takes the address and the commit from the run itself, so a fork's pages poi
 """
 
 import argparse
+import base64
 import contextlib
 import os
 import re
@@ -239,6 +240,13 @@ def with_headline(readme):
     return text
 
 
+def picture(chapter):
+    """Return the first figure of a rendered chapter as PNG bytes."""
+    cells = nbformat.read(chapter, as_version=4).cells
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    return base64.b64decode(next(data["image/png"] for data in outputs if "image/png" in data))
+
+
 def book():
     """Run every chapter into the staging tree and build the pages from there."""
     url, ref = page_address()
@@ -265,10 +273,12 @@ def book():
 
 
 def pages():
-    """Run the committed chapters again in place, and write the README's verdicts."""
+    """Run the committed chapters again in place, and write the README's verdicts and picture."""
     url, ref = committed_address()
     for chapter in chapters():
         render(chapter, chapter, url, ref)
+    figure = picture(ROOT / "notebooks/02_lenet_sweeps.ipynb")
+    (ROOT / "book/_static/lenet-sweeps.png").write_bytes(figure)
     readme = ROOT / "README.md"
     replace_file(readme, with_headline(readme.read_text(encoding="utf-8")))
     move_committed_address(url)

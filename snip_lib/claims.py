@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .runs import Run, at_profile, rows_of, sweep
+from .runs import Run, at_profile, read_rows, results_folder, rows_of, sweep
 
 FOLDER = Path("results")  # beside the chapters, wherever the rows themselves go
 RATES = (0.1, 0.03, 0.01)  # the protocol's learning rate, and where to go when it diverges
@@ -337,13 +337,17 @@ def verdicts() -> list[Verdict]:
 
 
 def summary_markdown() -> str:
-    """Return the verdicts as a Markdown table, each claim linked to its chapter."""
+    """Return the verdicts as a Markdown table, each claim linked to its chapter, and what the rows cost."""
     chapters = criteria()["chapter"]
     lines = ["| | claim | verdict | evidence |", "|---|---|---|---|"]
     for v in verdicts():
         link = f"[{v.claim}](../../notebooks/{chapters[v.claim]}.ipynb)"
         lines.append(f"| {link} | {v.statement} | **{v.verdict}** | {v.evidence} |")
-    return "\n".join(lines) + "\n"
+    rows = pd.DataFrame(list(read_rows(results_folder()).values()), columns=["seconds", "device"])
+    devices = ", ".join(f"{device} ({n})" for device, n in rows["device"].value_counts().items())
+    hours = rows["seconds"].sum() / 3600
+    cost = f"Cost so far: {len(rows)} trained networks, {hours:.1f} hours; runs by device: {devices}."
+    return "\n".join([*lines, "", cost, ""])
 
 
 def headline_markdown() -> str:

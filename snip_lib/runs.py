@@ -30,7 +30,10 @@ from .saliency import CRITERIA
 from .train import train
 
 LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
-OUTCOMES = ("test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss", "diverged", "seconds")
+OUTCOMES = (  # the columns of a table without rows
+    *("test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss", "diverged"),
+    *("kept", "effective_sparsity", "seconds", "device"),
+)
 
 
 @dataclass(frozen=True)
