@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from .data import DATASETS
 from .inits import INITS
 from .models import MODELS
+from .prune import SCHEDULES
 from .saliency import CRITERIA
 from .train import train
 
@@ -33,6 +34,13 @@ LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
 OUTCOMES = (  # the columns of a table without rows
     *("test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss", "diverged"),
     *("kept", "effective_sparsity", "seconds", "device"),
+)
+
+
+# What decides only the mask, so that it does not tell dense networks apart.
+MASK_FIELDS = (
+    *("method", "rounds", "schedule", "prune_biases", "scope", "control"),
+    *("score_bn", "score_examples", "score_batches", "score_split", "accumulate"),
 )
 
 
@@ -66,6 +74,13 @@ class Run:
     augment: str = "none"
     random_labels: bool = False
     recipe: int = 1  # raised by hand when the meaning of the code changes
+    init_sd: float = 1.0  # standard deviation of "rn" and "tn", which the paper does not state
+    score_batches: int = 1  # so many batches of `score_examples` are accumulated
+    score_split: str = "train"  # or "val"
+    accumulate: str = "sum_then_abs"  # how batches add up; the choices are `prune`'s
+    scope: str = "global"  # or "layer"
+    schedule: str = "snip_it"  # of `rounds`
+    control: str = "none"  # "shuffle": the mask shuffled within layers
 
     def __post_init__(self):
         for name, known in (
@@ -75,6 +90,11 @@ class Run:
             ("init", INITS),
             ("train_init", ["same", "fresh", *INITS]),
             ("score_bn", ["batch", "fresh"]),
+            ("score_split", ["train", "val"]),
+            ("accumulate", ["sum_then_abs", "abs_then_sum", "moving_average"]),
+            ("scope", ["global", "layer"]),
+            ("schedule", SCHEDULES),
+            ("control", ["none", "shuffle"]),
             ("optimizer", ["sgd", "adam"]),
             ("augment", ["none"]),
         ):
@@ -82,11 +102,11 @@ class Run:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}.")
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {self.sparsity}.")
-        for name in ("rounds", "decay_every", "steps", "batch_size", "lr"):
+        for name in ("rounds", "decay_every", "steps", "batch_size", "lr", "score_batches"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is positive, not {getattr(self, name)}.")
         if self.sparsity == 0:  # a dense network has no mask: what decides the mask does not name it
-            for name in ("method", "rounds", "prune_biases", "score_bn", "score_examples"):
+            for name in MASK_FIELDS:
                 object.__setattr__(self, name, _DEFAULTS[name])
 
     @property

@@ -5,10 +5,12 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from .data import BatchOrder, Data, generator, load, score_batch
 from .inits import initialise
-from .masks import Mask, on_live_path
+from .masks import Mask, on_live_path, shuffle_within_layers
 from .models import MODELS
 from .prune import prune
 from .saliency import prunable
@@ -55,27 +57,42 @@ def initial_model(run, data: Data) -> nn.Module:
     """Build the network of `run` with the weights that are scored, float32 on the CPU."""
     with torch.random.fork_rng(devices=[]):  # modules draw weights of their own, replaced at once
         model = MODELS[run.model](data.shape, data.n_classes)
-    initialise(model, run.init, generator(run.seed, "init"))
+    initialise(model, run.init, generator(run.seed, "init"), sd=run.init_sd)
     return model
 
 
 def mask_for(run, model: nn.Module, data: Data) -> Mask | None:
-    """Return the mask of `run` for its initial `model`, scored in float64; None for a dense run."""
+    """Return the mask of `run` for its initial `model`, scored in float64; None for a dense run.
+
+    The model is scored where the data are, or on the CPU if that device has no float64.
+    """
     if run.sparsity == 0:
         return None
-    x, y = score_batch(data, run.score_examples or run.batch_size, run.seed)
-    device = x.device if x.device.type in ("cpu", "cuda") else torch.device("cpu")
-    twin = model.to(device)
-    return prune(
-        twin,
-        x.to(device),
-        y.to(device),
-        sparsity=run.sparsity,
-        method=run.method,
-        prune_biases=run.prune_biases,
-        score_bn=run.score_bn,
-        dtype=torch.float64,
-    )
+    device = data.x_train.device if data.x_train.device.type == "cuda" else torch.device("cpu")
+    n = run.score_examples or run.batch_size
+    if run.score_split == "val":
+        data = dataclasses.replace(data, x_train=data.x_val, y_train=data.y_val)
+    x, y = score_batch(data, n * run.score_batches, run.seed)
+    batches = [(a.to(device), b.to(device)) for a, b in zip(x.split(n), y.split(n), strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a layer removed whole is in the row: nothing of it is kept
+        mask = prune(
+            model.to(device),
+            batches=batches,
+            sparsity=run.sparsity,
+            method=run.method,
+            accumulate=run.accumulate,
+            scope=run.scope,
+            rounds=run.rounds if run.rounds > 1 else None,
+            schedule=run.schedule if run.rounds > 1 else None,
+            prune_biases=run.prune_biases,
+            score_bn=run.score_bn,
+            dtype=torch.float64,
+            generator=generator(run.seed, "random mask"),
+        )
+    if run.control == "shuffle":
+        mask = shuffle_within_layers(mask, generator(run.seed, "shuffle"))
+    return mask
 
 
 def curve_points(steps: int) -> list[int]:
@@ -170,7 +187,7 @@ def _train(run, device, checkpoint, deadline, tick) -> dict | None:
     scoring_seconds = time.perf_counter() - scoring_began
     if run.train_init != "same":  # other weights than those that were scored
         init = run.init if run.train_init == "fresh" else run.train_init
-        initialise(model, init, generator(run.seed, "train_init"))
+        initialise(model, init, generator(run.seed, "train_init"), sd=run.init_sd)
     model.to(device, memory_format=torch.channels_last)
     parameters = prunable(model)
     masked = [(parameters[name], kept.to(device)) for name, kept in (mask or {}).items()]
