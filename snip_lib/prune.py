@@ -3,6 +3,7 @@
 ``mask = prune(model, x, y, sparsity=0.95)``: one forward and one backward pass.
 """
 
+import itertools
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -52,8 +53,8 @@ def accumulated(model: nn.Module, batches: Iterable[tuple], method: str, accumul
     "moving_average": s <- 0.9 s + 0.1 |g|, so later batches count more. Each batch counts the same.
     """
     signed = SIGNED.get(method) if accumulate == "sum_then_abs" else None
-    criterion, total, n = signed or CRITERIA[method], None, 0
-    for n, (x, y) in enumerate(batches, 1):  # noqa: B007
+    criterion, total = signed or CRITERIA[method], None
+    for x, y in batches:
         scores = criterion(model, x, y, **scoring)
         if total is None:
             total = scores
@@ -61,6 +62,8 @@ def accumulated(model: nn.Module, batches: Iterable[tuple], method: str, accumul
             total = {name: EMA_DECAY * s + (1 - EMA_DECAY) * scores[name] for name, s in total.items()}
         else:
             total = {name: s + scores[name] for name, s in total.items()}
+    if total is None:
+        raise ValueError("There is no batch to score: batches= is empty (an iterator is used up after one pass).")
     return {name: s.abs() for name, s in total.items()} if signed else total
 
 
@@ -126,7 +129,7 @@ def prune(
     batches = [(x, y)] if batches is None else batches
     batches = list(batches) if rounds > 1 else batches  # every round sees the same examples
     if method in DATA_FREE:
-        batches = [next(iter(batches))]
+        batches = list(itertools.islice(batches, 1))
     scoring = {"loss": loss, "biases": prune_biases, "bn": score_bn, "dtype": dtype, "only": only, "exclude": exclude}
     if method == "random":
         scoring["generator"] = generator

@@ -246,6 +246,7 @@ def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Move a tensor to the network; real numbers take its dtype, class and token numbers keep theirs."""
     if not isinstance(value, Tensor):
         return value
+    value = value.clone() if value.is_inference() else value  # made in inference mode: no use for gradients
     return value.to(device, dtype if value.is_floating_point() else None)
 
 
@@ -290,9 +291,12 @@ def loss_changes(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
                 removed = torch.where(index == j, 0, w.flatten()).view_as(w)  # j = -1 removes nothing
                 return t.loss(torch.func.functional_call(t.model, {name: removed}, (t.x,)), t.y)
 
-            at_once = min(256, max(1, 2**22 // w.numel()))  # copies of w, at most about 32 MB of float64
-            batched = torch.vmap(loss_without, randomness="same", chunk_size=at_once)
-            losses = batched(torch.cat([index.new_tensor([-1]), index]))
+            js = torch.cat([index.new_tensor([-1]), index])
+            if any(isinstance(module, nn.RNNBase) for module in t.model.modules()):  # vmap has no rule for these
+                losses = torch.stack([loss_without(j) for j in js])
+            else:
+                at_once = min(256, max(1, 2**22 // w.numel()))  # copies of w, at most about 32 MB of float64
+                losses = torch.vmap(loss_without, randomness="same", chunk_size=at_once)(js)
             changes[name] = (losses[0] - losses[1:]).view_as(w)
         return changes
 

@@ -13,8 +13,7 @@ from torch.nn.utils import prune as torch_prune
 import snip_lib as snip
 from snip_lib.masks import collapsed, densities, keep_top, keep_top_per_layer, n_kept
 
-settings.register_profile("laws", max_examples=60, deadline=None)
-settings.load_profile("laws")
+LAW = settings(max_examples=60, deadline=None)
 
 # Scores as they come: many ties and zeros, denormals, both signs.
 AWKWARD = st.sampled_from([0.0, -0.0, 1.0, 0.5, 5e-324, 1e-310, 2.2e-308, 1e300, -1.0]) | st.floats(
@@ -49,6 +48,7 @@ def same(a, b):
 # --- choosing
 
 
+@LAW
 @given(score_dicts(), st.floats(0, 1, exclude_max=True))
 def test_mask_size_is_exact_under_ties(scores, sparsity):
     m = sum(s.numel() for s in scores.values())
@@ -57,6 +57,7 @@ def test_mask_size_is_exact_under_ties(scores, sparsity):
     assert [kept.shape for kept in mask.values()] == [s.shape for s in scores.values()]
 
 
+@LAW
 @given(score_dicts(), st.data())
 def test_the_highest_stay_and_equal_scores_stay_in_order(scores, data):
     values = flat(scores).tolist()
@@ -66,6 +67,7 @@ def test_the_highest_stay_and_equal_scores_stay_in_order(scores, data):
     assert set(flat(keep_top(scores, n_keep)).nonzero().squeeze(1).tolist()) == expected
 
 
+@LAW
 @given(score_dicts(), st.data())
 def test_masks_of_the_same_scores_are_nested(scores, data):
     m = sum(s.numel() for s in scores.values())
@@ -74,6 +76,7 @@ def test_masks_of_the_same_scores_are_nested(scores, data):
     assert not (small & ~large).any()
 
 
+@LAW
 @given(score_dicts(), st.data())
 def test_what_was_removed_is_not_kept_again(scores, data):
     m = sum(s.numel() for s in scores.values())
@@ -83,6 +86,7 @@ def test_what_was_removed_is_not_kept_again(scores, data):
     assert int(kept.sum()) == n_keep and not (kept & ~flat(among)).any()
 
 
+@LAW
 @given(score_dicts(), st.sampled_from([float("nan"), float("inf"), -float("inf")]), st.data())
 def test_scores_that_are_not_finite_are_refused_by_name(scores, bad, data):
     name = data.draw(st.sampled_from(list(scores)))
@@ -91,6 +95,7 @@ def test_scores_that_are_not_finite_are_refused_by_name(scores, bad, data):
         keep_top(scores, 1)
 
 
+@LAW
 @given(score_dicts(), st.data())
 def test_inverted_scores_keep_the_lowest(scores, data):
     values = flat(scores)
@@ -134,6 +139,7 @@ def test_global_is_not_per_layer():
 # --- changing
 
 
+@LAW
 @given(st.lists(st.tuples(hnp.array_shapes(max_dims=3, max_side=8), st.floats(0, 1)), min_size=1, max_size=4))
 def test_random_masks_have_the_densities_asked_for(layers):
     wanted = {f"p{i}": d for i, (_, d) in enumerate(layers)}
@@ -144,8 +150,8 @@ def test_random_masks_have_the_densities_asked_for(layers):
         assert int(kept.sum()) == round(wanted[name] * kept.numel())
 
 
+@LAW
 @given(st.integers(0, 2**31), st.floats(0.05, 0.95))
-@settings(max_examples=25)
 def test_shuffling_moves_connections_within_their_layer_and_only_there(seed, keep):
     mask = some_mask(small_net(), keep=keep, seed=seed)
     before = copy.deepcopy(mask)

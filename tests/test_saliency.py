@@ -1,0 +1,631 @@
+"""Laws of the criteria: each is its equation, and scoring leaves the network as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import snip_lib as snip
+from snip_lib.models import MODELS
+from snip_lib.saliency import CRITERIA, connection_gradients, exact_arithmetic, loss_changes, prunable
+
+F64 = {"dtype": torch.float64}
+
+
+def flat(tensors):
+    return torch.cat([t.flatten() for t in tensors.values()])
+
+
+def mlp(seed=0, *, bias=True, sizes=(6, 8, 5, 3)):
+    torch.manual_seed(seed)
+    layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b, bias=bias), nn.ReLU())]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def batch(n=16, shape=(6,), classes=3, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, *shape, generator=g, dtype=torch.float64), torch.randint(classes, (n,), generator=g)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.rnn, self.head = kind(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+NETWORKS = {
+    "linear": (lambda: mlp(), (6,)),
+    "grouped strided conv": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
+            nn.Tanh(),
+            nn.Conv2d(4, 3, 2),
+            nn.Flatten(),
+            nn.Linear(3, 3),
+        ),
+        (2, 4, 4),
+    ),
+    "transposed conv": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(2, 4, 3, stride=2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(28, 3)
+        ),
+        (2, 3),
+    ),
+    "dilated conv3d": (
+        lambda: nn.Sequential(nn.Conv3d(1, 3, 2, dilation=2), nn.Flatten(), nn.Linear(3, 3)),
+        (1, 3, 3, 3),
+    ),
+    "RNN": (lambda: Recurrent(nn.RNN), (6, 4)),
+    "LSTM": (lambda: Recurrent(nn.LSTM), (6, 4)),
+    "GRU": (lambda: Recurrent(nn.GRU), (6, 4)),
+    "batch norm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+}
+each_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def build(network):
+    make, shape = NETWORKS[network]
+    torch.manual_seed(0)
+    model = make().double()
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.train()
+    return model, *batch(8, shape)
+
+
+# --- Equation 5
+
+
+class WithMask(nn.Module):
+    """The definition: a network that computes with c * w, c a leaf."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.c = {name: torch.ones_like(p, requires_grad=True) for name, p in prunable(self.model).items()}
+
+    def forward(self, x):
+        w = dict(self.model.named_parameters())
+        return torch.func.functional_call(self.model, {n: c * w[n] for n, c in self.c.items()}, (x,))
+
+
+@each_network
+def test_the_gradient_of_a_real_mask_is_weight_times_gradient_bit_for_bit(network):
+    model, x, y = build(network)
+    definition = WithMask(model)
+    expected = torch.autograd.grad(F.cross_entropy(definition(x), y), list(definition.c.values()))
+    g = connection_gradients(model, x, y, **F64)
+    assert list(g) == list(definition.c)
+    assert all(torch.equal(a, b) for a, b in zip(g.values(), expected, strict=True))
+    assert flat(g).abs().max() > 0
+
+
+@each_network
+def test_the_gradient_is_a_finite_difference(network):
+    model, x, y = build(network)
+    definition, g, eps = WithMask(model), connection_gradients(model, x, y, **F64), 1e-5
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, c in definition.c.items():
+            for j in torch.randperm(c.numel(), generator=generator)[:4].tolist():
+                loss = []
+                for step in (eps, -eps):
+                    c.view(-1)[j] = 1 + step
+                    loss.append(F.cross_entropy(definition(x), y))
+                c.view(-1)[j] = 1
+                difference = (loss[0] - loss[1]) / (2 * eps)
+                assert g[name].flatten()[j] == pytest.approx(difference.item(), rel=1e-4, abs=1e-9)
+
+
+def test_scores_by_hand():
+    # One linear unit per class, w = [[2, -1], [0, 3]], x = (1, 2), loss = sum of outputs: dL/dw = x, g = w * x.
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, -1.0], [0.0, 3.0]]))
+    x, options = torch.tensor([[1.0, 2.0]]), {"loss": lambda out, y: out.sum()}
+    assert connection_gradients(model, x, None, **options)["weight"].tolist() == [[2, -2], [0, 6]]
+    scores = snip.CRITERIA["snip"](model, x, None, **options)["weight"].flatten()
+    assert scores.tolist() == pytest.approx([0.2, 0.2, 0.0, 0.6])
+
+
+def test_sensitivities_sum_to_one():
+    scores = CRITERIA["snip"](mlp(), *batch(), **F64)
+    assert flat(scores).sum().item() == pytest.approx(1, abs=1e-12) and flat(scores).min() >= 0
+
+
+def test_a_loss_without_gradient_scores_zero():
+    scores = CRITERIA["snip"](mlp(), *batch(), loss=lambda out, y: 0 * out.sum(), **F64)
+    assert not flat(scores).any()
+
+
+@given(st.floats(1e-3, 1e3))
+@settings(max_examples=15, deadline=None)
+def test_scaling_the_loss_scales_g_and_leaves_the_scores(scale):
+    model, (x, y) = mlp(), batch()
+    g = connection_gradients(model, x, y, **F64)
+    scaled = connection_gradients(model, x, y, loss=lambda out, y: scale * F.cross_entropy(out, y), **F64)
+    assert torch.allclose(flat(scaled), scale * flat(g), rtol=1e-10, atol=0)
+    scores = [
+        CRITERIA["snip"](model, x, y, loss=f, **F64)
+        for f in (F.cross_entropy, lambda o, y: scale * F.cross_entropy(o, y))
+    ]
+    assert torch.allclose(*map(flat, scores), rtol=1e-10, atol=0)
+
+
+def test_a_power_of_two_before_the_loss_leaves_the_mask_bit_for_bit():
+    model, (x, y) = mlp(), batch()
+    masks = [
+        snip.prune(model, x, y, sparsity=0.7, loss=lambda out, y, k=k: k * F.cross_entropy(out, y), **F64)
+        for k in (1, 2**-20, 2**30)
+    ]
+    assert all(torch.equal(flat(masks[0]), flat(m)) for m in masks)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_permuting_hidden_units_permutes_the_scores(seed):
+    model, (x, y) = mlp(seed), batch(seed=seed)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin[0].weight.copy_(model[0].weight[order])
+        twin[0].bias.copy_(model[0].bias[order])
+        twin[2].weight.copy_(model[2].weight[:, order])
+    a, b = (CRITERIA["snip"](m, x, y, **F64) for m in (model, twin))
+    close = {"rtol": 1e-9, "atol": 1e-15}
+    assert torch.allclose(a["0.weight"][order], b["0.weight"], **close)
+    assert torch.allclose(a["0.bias"][order], b["0.bias"], **close)
+    assert torch.allclose(a["2.weight"][:, order], b["2.weight"], **close)
+    assert torch.allclose(a["4.weight"], b["4.weight"], **close)
+
+
+@pytest.mark.parametrize("factor", [2.0**-7, 0.3, 16.0, 1000.0])
+def test_moving_scale_between_relu_layers_leaves_the_scores(factor):
+    model, (x, y) = mlp(), batch()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin[0].weight.mul_(factor), twin[0].bias.mul_(factor), twin[2].weight.div_(factor)
+    a, b = (CRITERIA["snip"](m, x, y, **F64) for m in (model, twin))
+    assert torch.allclose(flat(a), flat(b), rtol=1e-9, atol=1e-15)
+    masks = [snip.prune(m, x, y, sparsity=0.8, **F64) for m in (model, twin)]
+    assert torch.equal(*map(flat, masks))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_signed_gradients_sum_to_the_same_in_each_bias_free_relu_layer(seed):
+    model, (x, y) = mlp(seed, bias=False, sizes=(6, 9, 8, 7, 3)), batch(seed=seed)
+    sums = [g.sum().item() for g in connection_gradients(model, x, y, **F64).values()]
+    assert sums == pytest.approx([sums[0]] * 4, rel=1e-9) and abs(sums[0]) > 1e-6
+
+
+def test_where_a_mask_is_zero_g_is_what_the_connection_would_bring():
+    model, (x, y) = mlp(), batch()
+    mask = {
+        n: torch.rand(p.shape, generator=torch.Generator().manual_seed(2)) < 0.5 for n, p in prunable(model).items()
+    }
+    definition = WithMask(model)
+    with torch.no_grad():
+        for name, c in definition.c.items():
+            c.copy_(mask[name])
+    expected = torch.autograd.grad(F.cross_entropy(definition(x), y), list(definition.c.values()))
+    g = connection_gradients(model, x, y, mask=mask, **F64)
+    assert all(torch.equal(a, b) for a, b in zip(g.values(), expected, strict=True))
+    assert flat(g)[~flat(mask)].abs().max() > 0
+
+
+def test_a_masked_model_scores_its_removed_weights_zero():
+    model, (x, y) = mlp(), batch()
+    mask = snip.prune(model, x, y, sparsity=0.5, **F64)
+    snip.apply_mask(model, mask)
+    F.cross_entropy(model(x), y).backward()
+    scores = CRITERIA["snip"](model, x, y, **F64)
+    assert list(scores) == list(mask) and not flat(scores)[~flat(mask)].any() and flat(scores).any()
+
+
+# --- the other criteria
+
+
+FEEDFORWARD = [n for n in NETWORKS if n not in ("RNN", "LSTM", "GRU")]
+
+
+@pytest.mark.parametrize("network, bn", [(n, "batch") for n in FEEDFORWARD] + [("batch norm", "fresh")])
+def test_exact_changes_are_those_of_removing_one_by_one(network, bn):
+    model, x, y = build(network)
+    changes = loss_changes(model, x, y, bn=bn, **F64)
+    by_hand = copy.deepcopy(model)
+    by_hand.train(bn == "batch")
+    with torch.no_grad():
+        whole = F.cross_entropy(by_hand(x), y)
+        for name, p in prunable(by_hand).items():
+            for j in range(p.numel()):
+                value = p.view(-1)[j].item()
+                p.view(-1)[j] = 0
+                assert changes[name].flatten()[j].item() == pytest.approx(
+                    (whole - F.cross_entropy(by_hand(x), y)).item(), abs=1e-12
+                )
+                p.view(-1)[j] = value
+
+
+def test_exact_change_by_hand():
+    # L = sum of outputs = w1 * 1 + w2 * 2 with w = (3, -1): removing w1 lowers L by 3, removing w2 raises it by 2.
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, -1.0]]))
+    x, options = torch.tensor([[1.0, 2.0]]), {"loss": lambda out, y: out.sum()}
+    assert loss_changes(model, x, None, **options)["weight"].tolist() == [[3, -2]]
+    assert CRITERIA["exact"](model, x, None, **options)["weight"].tolist() == [[3, 2]]
+
+
+def test_sensitivity_is_the_first_order_of_the_exact_change():
+    # With weights scaled by t the change is g + O(t^2) per connection of a linear model with squared loss.
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 2).double(), *batch(9, (5,), 2)
+    errors = []
+    for t in (1.0, 0.1, 0.01):
+        scaled = copy.deepcopy(model)
+        with torch.no_grad():
+            scaled.weight.mul_(t), scaled.bias.mul_(t)
+        g, change = connection_gradients(scaled, x, y, **F64), loss_changes(scaled, x, y, **F64)
+        errors.append((flat(g) - flat(change)).abs().max().item())
+    assert errors[1] < errors[0] / 50 and errors[2] < errors[1] / 50
+
+
+def test_exact_works_on_recurrent_networks():
+    model, x, y = build("LSTM")
+    changes = loss_changes(model, x, y, **F64)
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        whole = F.cross_entropy(by_hand(x), y)
+        by_hand.rnn.weight_hh_l0[2, 3] = 0
+        expected = whole - F.cross_entropy(by_hand(x), y)
+    assert changes["rnn.weight_hh_l0"][2, 3].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_magnitude_is_the_absolute_weight_and_needs_no_data():
+    model = mlp()
+    scores = CRITERIA["magnitude"](model, **F64)
+    assert all(torch.equal(scores[name], p.abs()) for name, p in prunable(model).items())
+    assert snip.prune(model, sparsity=0.5, method="magnitude")["0.weight"].any()
+
+
+def test_random_scores_are_those_of_their_generator():
+    model = mlp()
+    a, b, c, d = (
+        flat(CRITERIA["random"](model, generator=g and torch.Generator().manual_seed(g))) for g in (None, 7, 7, 8)
+    )
+    assert torch.equal(b, c) and not torch.equal(b, d) and not torch.equal(a, b)
+    assert torch.equal(a, flat(CRITERIA["random"](model))) and 0 <= b.min() and b.max() < 1
+    assert abs(b.mean() - 0.5) < 5 / (12 * b.numel()) ** 0.5
+
+
+class Quadratic(nn.Module):
+    """L(w) = w'Aw / 2 for a hand-made A; the batch is not used."""
+
+    def __init__(self, a, w):
+        super().__init__()
+        self.a = torch.tensor(a, dtype=torch.float64)
+        self.w = nn.Parameter(torch.tensor([w], dtype=torch.float64))
+
+    def forward(self, x):
+        return (self.w @ self.a @ self.w.T).squeeze() / 2
+
+
+def quadratic(criterion, a, w, **options):
+    options |= {"only": "w", "loss": lambda out, y: out, **F64}
+    return CRITERIA[criterion](Quadratic(a, w), torch.zeros(1), None, **options)["w"][0].tolist()
+
+
+def test_grasp_keeps_the_connections_that_carry_the_gradient_flow():
+    # A = diag(1, 3), w = (1, 1): g = (1, 3), gradient flow g'g = 10, H g = (1, 9), so scores w * Hg = (1, 9).
+    assert quadratic("grasp", [[1.0, 0], [0, 3]], [1.0, 1.0]) == [1, 9]
+    # Keeping the second leaves a flow of 9, keeping the first one of 1.
+    model = Quadratic([[1.0, 0], [0, 3]], [1.0, 1.0])
+    mask = snip.prune(
+        model, torch.zeros(1), sparsity=0.5, method="grasp", only="w", loss=lambda out, y: out, score_bn="batch", **F64
+    )
+    assert mask["w"].tolist() == [[False, True]]
+
+
+def test_grasp_is_signed():
+    # A = [[1, -2], [-2, 1]], w = (3, 1): g = (1, -5), Hg = (11, -7), w * Hg = (33, -7): the second hinders the flow.
+    a, w = [[1.0, -2.0], [-2.0, 1.0]], [3.0, 1.0]
+    assert quadratic("grasp", a, w) == [33, -7]
+    # -2 w_j (Hg)_j is the first-order change of g'g when w_j shrinks.
+    for j, expected in enumerate((-66, 14)):
+        eps, flows = 1e-6, []
+        for t in (0, eps):
+            v = torch.tensor(w, dtype=torch.float64)
+            v[j] *= 1 - t
+            flows.append((torch.tensor(a, dtype=torch.float64) @ v).square().sum())
+        assert ((flows[1] - flows[0]) / eps).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_obd_is_half_the_curvature_times_the_square():
+    # H = A: scores a_jj w_j^2 / 2, signed; off-diagonal terms play no part.
+    assert quadratic("obd", [[4.0, 1.0], [1.0, -2.0]], [3.0, 2.0]) == [18, -4]
+
+
+@pytest.mark.parametrize("network", FEEDFORWARD)
+def test_obd_is_the_diagonal_of_the_full_hessian(network):
+    model, x, y = build(network)
+    scores = CRITERIA["obd"](model, x, y, **F64)
+    w = {n: p.detach() for n, p in prunable(model).items()}
+
+    def loss(name, value):
+        return F.cross_entropy(torch.func.functional_call(copy.deepcopy(model), {name: value}, (x,)), y)
+
+    for name, p in w.items():
+        hessian = torch.autograd.functional.hessian(lambda value, name=name: loss(name, value), p)
+        diagonal = hessian.reshape(p.numel(), p.numel()).diagonal()
+        assert torch.allclose(scores[name].flatten(), diagonal * p.flatten() ** 2 / 2, rtol=1e-8, atol=1e-14)
+
+
+def test_obd_fisher_is_the_mean_square_of_gradients_by_example():
+    model, (x, y) = mlp(), batch()
+    scores = CRITERIA["obd_fisher"](model, x, y, **F64)
+    squares = {name: torch.zeros_like(p) for name, p in prunable(model).items()}
+    for a, b in zip(x, y, strict=True):
+        grads = torch.autograd.grad(F.cross_entropy(model(a[None]), b[None]), list(prunable(model).values()))
+        for s, grad in zip(squares.values(), grads, strict=True):
+            s += grad**2 / len(x)
+    for name, p in prunable(model).items():
+        assert torch.allclose(scores[name], squares[name] * p.detach() ** 2 / 2, rtol=1e-9, atol=0)
+
+
+def test_synflow_by_hand():
+    # R = sum_ijk |v_ij| |w_jk| for w = [[1, -2], [3, 0]], v = [[-1, 2]]: paths through unit 0: 3, through unit 1: 6.
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        model[2].weight.copy_(torch.tensor([[-1.0, 2.0]]))
+    scores = CRITERIA["synflow"](model, -7 * torch.rand(5, 2), None)
+    assert scores["0.weight"].tolist() == [[1, 2], [6, 0]] and scores["2.weight"].tolist() == [[3, 6]]
+
+
+def test_synaptic_flow_is_conserved_by_layer_and_needs_float64():
+    model = nn.Sequential(*[nn.Linear(200, 200, bias=False) for _ in range(30)])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 1, generator=torch.Generator().manual_seed(0))
+    scores = CRITERIA["synflow"](model, torch.zeros(1, 200), None)
+    sums = [s.sum().item() for s in scores.values()]
+    assert sums[0] > torch.finfo(torch.float32).max and sums == pytest.approx([sums[0]] * 30, rel=1e-9)
+
+
+def test_synflow_ignores_signs_data_and_batch_norm_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    twin = copy.deepcopy(model)
+    twin(torch.randn(50, 4) * 9)  # moves the running statistics
+    with torch.no_grad():
+        twin[0].weight.neg_()
+    a, b = (flat(CRITERIA["synflow"](m, torch.randn(3, 4), None)) for m in (model, twin))
+    assert torch.equal(a, b)
+
+
+# --- batch norm
+
+
+def test_fresh_batch_norm_is_mean_zero_variance_one_with_the_modules_eps():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(5, eps=1e-3).double()
+    model = nn.Sequential(nn.Linear(6, 5).double(), norm, nn.ReLU(), nn.Linear(5, 3).double())
+    x, y = batch()
+    model.train()(x * 3 + 1)  # the running statistics are far from fresh
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2), norm.bias.uniform_(-1, 1)
+    g = connection_gradients(model, x, y, bn="fresh", **F64)
+    w = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    h = F.linear(x, w["0.weight"], w["0.bias"]) / (1 + 1e-3) ** 0.5 * w["1.weight"] + w["1.bias"]
+    loss = F.cross_entropy(F.linear(h.relu(), w["3.weight"], w["3.bias"]), y)
+    for name in g:
+        (grad,) = torch.autograd.grad(loss, w[name], retain_graph=True)
+        assert torch.allclose(g[name], w[name] * grad, rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_batch_statistics_are_those_of_the_batch_whatever_the_mode(mode):
+    model, x, y = build("batch norm")
+    model.train(mode)
+    definition = WithMask(copy.deepcopy(model).train())
+    expected = torch.autograd.grad(F.cross_entropy(definition(x), y), list(definition.c.values()))
+    g = connection_gradients(model, x, y, **F64)
+    assert all(torch.equal(a, b) for a, b in zip(g.values(), expected, strict=True))
+    fresh = connection_gradients(model, x, y, bn="fresh", **F64)
+    assert not torch.allclose(flat(fresh), flat(g), rtol=1e-3)
+
+
+def test_fresh_statistics_hold_for_batch_norm_that_tracks_none():
+    model, x, y = build("batch norm")
+    untracked = copy.deepcopy(model)
+    untracked[1] = nn.BatchNorm1d(5, track_running_stats=False).double()
+    a, b = (flat(connection_gradients(m, x, y, bn="fresh", **F64)) for m in (model, untracked))
+    assert torch.equal(a, b)
+
+
+# --- scoring leaves no trace
+
+
+class Noisy(nn.Module):
+    """Batch norm, dropout, a frozen layer, a layer in evaluation and a gradient: much that could change."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn, self.drop = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)
+        self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.b.requires_grad_(False).eval()
+        self.a.weight.grad = torch.full_like(self.a.weight, 7.0)
+
+    def forward(self, x):
+        return self.c(F.dropout(self.b(self.drop(torch.relu(self.bn(self.a(x))))), 0.1, training=True))
+
+
+@pytest.mark.parametrize("method", CRITERIA)
+@pytest.mark.parametrize("bn", ["batch", "fresh"])
+def test_scoring_leaves_the_network_and_the_random_state_as_they_were(method, bn):
+    torch.manual_seed(0)
+    model, (x, y) = Noisy(), batch()
+    x = x.float()
+    tensors = {id(t): (t, t.detach().clone(), t.requires_grad) for t in [*model.parameters(), *model.buffers(), x, y]}
+    modes = [m.training for m in model.modules()]
+    grads = [None if p.grad is None else (p.grad, p.grad.clone()) for p in model.parameters()]
+    rng = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    snip.prune(model, x, y, sparsity=0.3, method=method, score_bn=bn)
+    assert torch.equal(torch.get_rng_state(), rng[0])
+    assert all(map(torch.equal, torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], rng[1]))
+    assert [id(t) for t in [*model.parameters(), *model.buffers()]] == list(tensors)[:-2]
+    assert all(torch.equal(t, was) and t.requires_grad == flag for t, was, flag in tensors.values())
+    assert modes == [m.training for m in model.modules()]
+    for p, was in zip(model.parameters(), grads, strict=True):
+        assert p.grad is None if was is None else p.grad is was[0] and torch.equal(*was)
+
+
+def test_scoring_is_exact_whatever_arithmetic_is_around_it():
+    model, (x, y) = mlp().float(), batch()
+    x = x.float()
+    expected = connection_gradients(model, x, y)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            g = connection_gradients(model, x, y)
+            assert model(x).dtype == torch.bfloat16  # autocast is back on
+        with torch.inference_mode():
+            inferred = connection_gradients(model, x.clone(), y.clone())
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for other in (g, inferred):
+        assert all(torch.equal(other[n], expected[n]) and other[n].dtype == torch.float32 for n in expected)
+
+
+def test_reduced_precision_is_off_while_scoring_and_restored_after_an_error():
+    knobs = [
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,
+        torch.backends.cudnn.rnn,
+        torch.backends.mkldnn.matmul,
+    ]
+    before = [k.fp32_precision for k in knobs]
+    try:
+        for knob in knobs:
+            knob.fp32_precision = "tf32"
+        with pytest.raises(KeyError), exact_arithmetic(mlp()):
+            assert [k.fp32_precision for k in knobs] == ["ieee"] * 4
+            raise KeyError
+        assert [k.fp32_precision for k in knobs] == ["tf32"] * 4
+    finally:
+        for knob, value in zip(knobs, before, strict=True):
+            knob.fp32_precision = value
+
+
+def test_a_half_precision_model_is_scored_in_float32():
+    model, (x, y) = mlp(), batch()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16())
+    g = connection_gradients(copy.deepcopy(model).bfloat16(), x, y)
+    assert all(torch.equal(g[n], e) for n, e in connection_gradients(model, x, y).items())
+
+
+# --- which parameters
+
+
+def test_weights_come_before_biases_each_in_module_order():
+    model = nn.ModuleDict({"z": nn.Linear(2, 2), "bn": nn.BatchNorm1d(2), "a": nn.LSTM(2, 2), "e": nn.Embedding(3, 2)})
+    assert list(prunable(model)) == [
+        "z.weight", "a.weight_ih_l0", "a.weight_hh_l0", "z.bias", "a.bias_ih_l0", "a.bias_hh_l0",
+    ]  # fmt: skip
+    assert list(prunable(model, biases=False)) == ["z.weight", "a.weight_ih_l0", "a.weight_hh_l0"]
+
+
+def test_attention_biases_with_three_dimensions_are_biases():
+    names = list(prunable(nn.MultiheadAttention(4, 2, add_bias_kv=True), biases=False))
+    assert names == ["in_proj_weight", "out_proj.weight"]
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.norm, self.head = nn.Parameter(torch.ones(4, 4)), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(x @ self.kernel))
+
+
+@pytest.mark.parametrize(
+    "choice, expected",
+    [
+        ({}, ["head.weight", "head.bias"]),
+        ({"only": "kernel"}, ["kernel"]),
+        ({"only": ["kernel", "head.*"]}, ["kernel", "head.weight", "head.bias"]),
+        ({"only": "*"}, ["kernel", "head.weight", "head.bias"]),
+        ({"only": "head"}, ["head.weight", "head.bias"]),
+        ({"only": "*", "exclude": "head.bias"}, ["kernel", "head.weight"]),
+        ({"exclude": ["*.bias"]}, ["head.weight"]),
+    ],
+)
+def test_only_and_exclude_choose_by_name(choice, expected):
+    assert list(prunable(Scaled(), **choice)) == expected
+
+
+@pytest.mark.parametrize("choice", [{"only": "nothing.*"}, {"exclude": "kernal"}, {"only": "norm"}, {"only": []}])
+def test_a_choice_that_matches_nothing_is_refused(choice):
+    with pytest.raises(ValueError, match="prunable parameter"):
+        prunable(Scaled(), **choice)
+
+
+def test_a_network_without_connections_is_refused():
+    with pytest.raises(ValueError, match="BatchNorm1d has no prunable parameter"):
+        prunable(nn.BatchNorm1d(3))
+
+
+# --- the released code's rules, and NumPy
+
+
+def test_a_numpy_forward_and_backward_pass_of_lenet_300_100_gives_the_same_mask():
+    torch.manual_seed(0)
+    model, (x, y) = MODELS["lenet300"]().double(), batch(100, (1, 28, 28), 10)
+    x = x * (torch.rand(784, generator=torch.Generator().manual_seed(3)).view(1, 28, 28) < 0.6)  # borders are black
+    w = {n: p.detach().numpy() for n, p in model.named_parameters()}
+    a0 = x.flatten(1).numpy()
+    z1 = a0 @ w["fc1.weight"].T + w["fc1.bias"]
+    a1 = np.maximum(z1, 0)
+    z2 = a1 @ w["fc2.weight"].T + w["fc2.bias"]
+    a2 = np.maximum(z2, 0)
+    z3 = a2 @ w["fc3.weight"].T + w["fc3.bias"]
+    p = np.exp(z3 - z3.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    d3 = (p - np.eye(10)[y.numpy()]) / 100
+    d2 = (d3 @ w["fc3.weight"]) * (z2 > 0)
+    d1 = (d2 @ w["fc2.weight"]) * (z1 > 0)
+    grads = [d1.T @ a0, d2.T @ a1, d3.T @ a2, d1.sum(0), d2.sum(0), d3.sum(0)]
+    names = ["fc1.weight", "fc2.weight", "fc3.weight", "fc1.bias", "fc2.bias", "fc3.bias"]
+    scores = np.concatenate([np.abs(w[n] * g).ravel() for n, g in zip(names, grads, strict=True)])
+    for sparsity in (0.5, 0.9, 0.95, 0.99):
+        kept = np.zeros(scores.size, bool)
+        kept[np.argsort(-scores, kind="stable")[: round((1 - sparsity) * scores.size)]] = True
+        mask = snip.prune(model, x, y, sparsity=sparsity, **F64)
+        assert list(mask) == names and np.array_equal(flat(mask).numpy(), kept)
+        single = snip.prune(model, x, y, sparsity=sparsity)
+        assert (flat(single).numpy() != kept).sum() <= 4  # a handful of borderline weights
+
+
+def test_zero_biases_are_all_removed_while_enough_weights_score():
+    torch.manual_seed(0)
+    model, (x, y) = MODELS["lenet300"](), batch(100, (1, 28, 28), 10)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+    mask = snip.prune(model, x.float(), y, sparsity=0.95, score_bn="fresh")
+    assert sum(int(k.sum()) for k in mask.values()) == 13_331
+    assert not any(k.any() for n, k in mask.items() if n.endswith("bias"))
