@@ -104,11 +104,11 @@ def prune(
         score_bn: "batch" or "fresh", what batch norm does while scoring (`scoring_copy`).
         dtype: of the scoring, float32 or float64.
         generator: of ``method="random"``.
-        on_collapse: a weight removed whole: "warn" or "raise".
+        on_collapse: a weight removed whole, or no score above 0: "warn" or "raise".
 
     Raises:
         ValueError: an argument that is none of these; no prunable parameter; a batch that does not fit; a
-            loss or score that is not finite; a weight removed whole, with ``on_collapse="raise"``.
+            loss or score that is not finite; with ``on_collapse="raise"``, a weight removed whole.
     """
     for name, value, known in (
         ("method", method, CRITERIA),
@@ -143,9 +143,16 @@ def prune(
             mask = keep_top_per_layer(scores, target, among=among)
         else:
             mask = keep_top(scores, n_kept(sum(s.numel() for s in scores.values()), target), among=among)
-    if gone := collapsed(mask):
+    sentence = ""
+    if not any(s.any() for s in scores.values()):
+        sentence = (
+            f"At sparsity {sparsity:g} every score is 0, so the order of the parameters alone chose the mask: a layer "
+            "that starts at 0, like the head of torchvision's vision transformers, lets no gradient through."
+        )
+    elif gone := collapsed(mask):
         sentence = f"At sparsity {sparsity:g} nothing is left of {', '.join(gone)}."
-        if on_collapse == "raise":
-            raise ValueError(sentence)
+    if sentence and on_collapse == "raise":
+        raise ValueError(sentence)
+    if sentence:
         warnings.warn(sentence, stacklevel=2)
     return mask

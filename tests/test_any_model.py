@@ -65,7 +65,20 @@ class Custom(nn.Module):
 def vision(name, **options):
     import torchvision
 
-    return getattr(torchvision.models, name)(weights=None, num_classes=10, **options)
+    return drawn(getattr(torchvision.models, name)(weights=None, num_classes=10, **options))
+
+
+def drawn(model):
+    """Draw the head of a vision transformer: torchvision's starts at 0, where no weight has a gradient to score."""
+    if hasattr(model, "heads"):
+        nn.init.normal_(model.heads.head.weight, std=0.1)
+    return model
+
+
+def small_vision_transformer():
+    import torchvision
+
+    return drawn(torchvision.models.VisionTransformer(32, 16, 2, 4, 32, 64, num_classes=10))
 
 
 def images(side, n=8):
@@ -82,6 +95,7 @@ SMALL = {
     "language model": (LanguageModel, tokens, {}),
     "GRU language model": (lambda: LanguageModel(nn.GRU), tokens, {}),
     "custom": (Custom, lambda: (torch.randn(8, 12), torch.randint(10, (8,))), {"only": ["kernel", "head"]}),
+    "vision transformer": (small_vision_transformer, lambda: images(32), {}),
     "transformer layer": (
         lambda: nn.Sequential(
             nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Flatten(), nn.Linear(40, 10)
