@@ -1,6 +1,8 @@
 """Initialisers: where the weights start, and with them the connection sensitivity (Section 4.2).
 
-``INITS[name](weight, generator)`` fills one weight in place; `initialise` does a whole network.
+``INITS[name](weight, generator, sd=1.0)`` fills one weight in place; `initialise` does a whole network.
+RN and TN have the same standard deviation in every layer, which lets signals vanish or explode with
+depth; the variance-scaling ones choose it from the layer's fans. Next: `data`.
 """
 
 import math
@@ -16,7 +18,7 @@ CUT_SD = 0.8796256610342398
 
 
 def fans(weight: Tensor) -> tuple[int, int]:
-    """Return (fan_in, fan_out) of a weight shaped [out, in, *kernel]."""
+    """Return (fan_in, fan_out) of a weight shaped [out, in, *kernel], each times the kernel's size."""
     receptive = math.prod(weight.shape[2:])
     return weight.shape[1] * receptive, weight.shape[0] * receptive
 
@@ -32,19 +34,53 @@ def _cut_normal(weight: Tensor, variance: float, generator: torch.Generator) -> 
     weight.copy_(z.clamp(-2, 2) * math.sqrt(variance) / CUT_SD)
 
 
-def vs_x(weight: Tensor, generator: torch.Generator) -> None:
-    """VS-X, Glorot & Bengio (2010): cut normal of variance 2 / (fan_in + fan_out)."""
+def rn(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
+    """RN, "random normal": mean 0, variance sd^2, the same in every layer."""
+    weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * sd)
+
+
+def tn(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
+    """TN, "truncated normal": a normal of this sd cut at two sd; variance after the cut 0.7737 sd^2.
+
+    `sd` is the one before the cut, as in TensorFlow's `truncated_normal_initializer`. choice: RN and TN
+    """
+    _cut_normal(weight, (CUT_SD * sd) ** 2, generator)
+
+
+def vs_x(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
+    """VS-X, Glorot & Bengio (2010): cut normal of variance 2 / (fan_in + fan_out) after the cut; `sd` unused."""
     _cut_normal(weight, 2 / sum(fans(weight)), generator)
 
 
-INITS: dict[str, Callable[[Tensor, torch.Generator], None]] = {"vs_x": vs_x}
+def vs_h(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
+    """VS-H, He et al. (2015): cut normal of variance 2 / fan_in after the cut; `sd` unused."""
+    _cut_normal(weight, 2 / fans(weight)[0], generator)
 
 
-def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
-    """Draw every weight of `model` anew with `INITS[init]`, in module order; biases become 0."""
+def lecun(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
+    """LeCun et al. (1998): cut normal of variance 1 / fan_in after the cut, the released code's; `sd` unused."""
+    _cut_normal(weight, 1 / fans(weight)[0], generator)
+
+
+INITS: dict[str, Callable[..., None]] = {draw.__name__: draw for draw in (rn, tn, vs_x, vs_h, lecun)}
+
+
+def initialise(model: nn.Module, init: str, generator: torch.Generator, *, sd: float = 1.0) -> None:
+    """Draw every weight of `model` anew with `INITS[init]`, in module order; biases become 0.
+
+    A module's biases start at its `bias_start` instead where it has one (the GRU's gates: 1).
+    `sd` is the standard deviation of RN and TN, which the paper does not state; 1 is TensorFlow's default.
+
+    Raises:
+        ValueError: unknown initialiser, or `sd` is not positive.
+    """
+    if init not in INITS:
+        raise ValueError(f"Unknown initialiser {init!r}: choose one of {', '.join(INITS)}.")
+    if not 0 < sd < math.inf:
+        raise ValueError(f"sd is the positive standard deviation of rn and tn, not {sd}.")
     with torch.no_grad():
-        for parameter in prunable(model).values():
+        for name, parameter in prunable(model).items():
             if parameter.dim() > 1:
-                INITS[init](parameter, generator)
+                INITS[init](parameter, generator, sd)
             else:
-                parameter.zero_()
+                parameter.fill_(getattr(model.get_submodule(name.rpartition(".")[0]), "bias_start", 0.0))
