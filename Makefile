@@ -50,7 +50,7 @@ pages: venv  ## run the committed chapters again from the rows, in place
 	$(BUILD) pages
 
 bench: venv  ## speed of the training engine
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench.py $(ARGS)
 
 clean:  ## remove everything made, .venv included
 	rm -rf .venv _build .data .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -341,7 +341,7 @@ def summary_markdown() -> str:
     chapters = criteria()["chapter"]
     lines = ["| | claim | verdict | evidence |", "|---|---|---|---|"]
     for v in verdicts():
-        link = f"[{v.claim}](../../notebooks/{chapters[v.claim]}.ipynb)"
+        link = f"[{v.claim}](../notebooks/{chapters[v.claim]}.ipynb)"
         lines.append(f"| {link} | {v.statement} | **{v.verdict}** | {v.evidence} |")
     rows = pd.DataFrame(list(read_rows(results_folder()).values()), columns=["seconds", "device"])
     devices = ", ".join(f"{device} ({n})" for device, n in rows["device"].value_counts().items())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from snip_lib import data, train
+from snip_lib import data, masks, train
 from snip_lib.data import BatchOrder
 from snip_lib.runs import Run, read_rows, sweep
 from snip_lib.saliency import prunable
@@ -234,5 +234,9 @@ def test_committed_rows_have_the_masks_that_the_library_makes(root):
     for row in random.Random(time.strftime("%Y-%m")).sample(committed, 3):
         run = Run(**{f.name: row[f.name] for f in dataclasses.fields(Run) if f.name in row})
         images = data.load(run.dataset, seed=run.seed)
-        mask = train.mask_for(run, train.initial_model(run, images), images)
+        model = train.initial_model(run, images)
+        mask = train.mask_for(run, model, images)
         assert {name: int(kept.sum()) for name, kept in mask.items()} == row["kept"], row["key"]
+        live = masks.on_live_path(model, mask, images.x_test[:1])
+        effective = 1 - sum(int(kept.sum()) for kept in live.values()) / row["n_prunable"]
+        assert effective == pytest.approx(row["effective_sparsity"], abs=1e-6)
