@@ -256,8 +256,7 @@ def book():
     for chapter in chapters():
         render(chapter, STAGE / "notebooks" / chapter.name, url, ref)
     (STAGE / "book/_generated").mkdir(exist_ok=True)
-    table = claims_markdown("summary").replace("](../../notebooks/", "](../notebooks/")  # seen from intro.md
-    (STAGE / "book/_generated/verdicts.md").write_text(table, encoding="utf-8")
+    (STAGE / "book/_generated/verdicts.md").write_text(claims_markdown("summary"), encoding="utf-8")
     address = committed_address()[0]
     for page in STAGE.glob("book/**/*.md"):
         page.write_text(move_address(page.read_text(), address, url), encoding="utf-8")
