@@ -43,3 +43,12 @@ __all__ = [
     "shuffle_within_layers",
     "sparsity_of",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """Give ``__version__`` when it is asked for: a copy that is not installed has none, and works."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("snip-lib")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

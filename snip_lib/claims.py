@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .runs import Run, at_profile, read_rows, results_folder, rows_of, sweep
+from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, rows_of, sweep
 
 FOLDER = Path("results")  # beside the chapters, wherever the rows themselves go
 RATES = (0.1, 0.03, 0.01)  # the protocol's learning rate, and where to go when it diverges
@@ -190,7 +190,11 @@ def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def fingerprint(rows: pd.DataFrame) -> str:
     """Return 8 hex digits that change with anything in any of the rows, so that a page is tied to them."""
-    known = [{name: v for name, v in row.items() if v is not None and v == v} for row in rows.to_dict("records")]
+    # Defaults do not count, so that a new field of `Run` leaves the fingerprints of old rows alone.
+    known = [
+        {name: v for name, v in row.items() if v is not None and v == v and v != DEFAULTS.get(name)}
+        for row in rows.to_dict("records")
+    ]
     text = "\n".join(sorted(json.dumps(row, sort_keys=True) for row in known))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

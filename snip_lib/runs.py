@@ -107,18 +107,18 @@ class Run:
                 raise ValueError(f"{name} is positive, not {getattr(self, name)}.")
         if self.sparsity == 0:  # a dense network has no mask: what decides the mask does not name it
             for name in MASK_FIELDS:
-                object.__setattr__(self, name, _DEFAULTS[name])
+                object.__setattr__(self, name, DEFAULTS[name])
 
     @property
     def key(self) -> str:
         """The run's name: 12 hex digits of sha256 over its non-default fields as sorted compact JSON."""
-        chosen = {n: v for n, v in dataclasses.asdict(self).items() if _DEFAULTS.get(n, _MISSING) != v}
+        chosen = {n: v for n, v in dataclasses.asdict(self).items() if DEFAULTS.get(n, _MISSING) != v}
         text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 _MISSING = dataclasses.MISSING
-_DEFAULTS = {f.name: f.default for f in fields(Run)}
+DEFAULTS = {f.name: f.default for f in fields(Run)}
 
 
 def time_limit(budget_s: float) -> float:
@@ -270,8 +270,8 @@ def checkpoint_of(run: Run) -> Path:
 def rows_of(runs: Iterable[Run]) -> pd.DataFrame:
     """Return the rows there are of `runs`, in the order of `runs`: one line a run, one column a field."""
     rows = read_rows(results_folder())
-    found = [{**_DEFAULTS, **rows[run.key]} for run in dict.fromkeys(runs) if run.key in rows]
-    return pd.DataFrame(found, columns=None if found else ["key", *_DEFAULTS, *OUTCOMES])
+    found = [{**DEFAULTS, **rows[run.key]} for run in dict.fromkeys(runs) if run.key in rows]
+    return pd.DataFrame(found, columns=None if found else ["key", *DEFAULTS, *OUTCOMES])
 
 
 def collect(

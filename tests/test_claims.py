@@ -185,7 +185,7 @@ def test_the_stable_rate_is_the_largest_at_which_no_dense_seed_diverges():
 
 def test_a_fingerprint_changes_with_any_value_and_not_with_the_order():
     frame = rows({0.0: STEADY, 0.5: STEADY})
-    same = frame.iloc[::-1].assign(empty=None)
+    same = frame.iloc[::-1].assign(empty=None, recipe=Run("lenet300", "mnist").recipe)
     assert claims.fingerprint(same) == claims.fingerprint(frame)
     for column in ("test_error", "seed", "key", "diverged"):
         changed = frame.astype({column: object})
