@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 UV := $(shell sed -n 's/.*"\(uv==[^"]*\)".*/\1/p' pyproject.toml)
 BUILD := $(BIN)/python book/build.py
 CHAPTERS = $(wildcard notebooks/[0-9][0-9]_*.ipynb)
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-kernel-startup-timeout=120
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
 
 .DEFAULT_GOAL := help
 .PHONY: help venv book test test-long check nbval rows smoke pages bench clean
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
-	$(BIN)/uv pip install --python $(BIN)/python --editable '.[book]'
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --editable '.[book]'  # else every first import compiles torch
 	touch $@
 
 book: venv  ## run every chapter from the rows and build the book
