@@ -231,6 +231,9 @@ class BatchOrder:
 
     No example is dropped and every batch is full; `indices` depends on (seed, t) alone, so a
     resumed run goes on exactly where it stopped.
+
+    Raises:
+        ValueError: `batch_size` is larger than `n`.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int):
