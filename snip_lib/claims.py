@@ -113,14 +113,15 @@ def error_table(rows: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     for sparsity, group in rows.groupby("sparsity"):
         settled = group.loc[~group["diverged"].astype(bool), "test_error"]
         printed = paper[(paper["sparsity"] == sparsity) & (paper["quantity"] == "test_error")]["value"]
-        difference = interval(paired_differences(rows, sparsity)) if sparsity else None
+        mean, low, high = interval(paired_differences(rows, sparsity))
+        ends = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""  # no interval from one seed
         lines.append(
             {
                 "sparsity %": f"{100 * sparsity:g}",
                 "n": len(settled),
                 "diverged": int(group["diverged"].sum()),
                 "test error %": spread(settled),
-                "pruned − dense": "" if difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference),
+                "pruned − dense": f"{mean:+.2f}{ends}" if sparsity and mean == mean else "",
                 "paper": " / ".join(f"{v:.1f}" for v in printed.unique()),
             }
         )

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from .data import DATASETS
+from .data import AUGMENTATIONS, DATASETS
 from .inits import INITS
 from .models import MODELS
 from .prune import SCHEDULES
@@ -96,7 +96,7 @@ class Run:
             ("schedule", SCHEDULES),
             ("control", ["none", "shuffle"]),
             ("optimizer", ["sgd", "adam"]),
-            ("augment", ["none"]),
+            ("augment", AUGMENTATIONS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}.")

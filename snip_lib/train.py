@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .data import BatchOrder, Data, generator, load, score_batch
+from .data import AUGMENTATIONS, BatchOrder, Data, generator, load, score_batch
 from .inits import initialise
 from .masks import Mask, on_live_path, shuffle_within_layers
 from .models import MODELS
@@ -220,7 +220,8 @@ def _train(run, device, checkpoint, deadline, tick) -> dict | None:
     model.train()
     while step < run.steps and diverged_step is None:
         chosen = order.indices(step).to(device)
-        loss = F.cross_entropy(model(data.x_train[chosen]), y_train[chosen])
+        x = AUGMENTATIONS[run.augment](data.x_train[chosen], generator(run.seed, "augment", step))
+        loss = F.cross_entropy(model(x), y_train[chosen])
         optimizer.zero_grad()
         loss.backward()
         if masked:

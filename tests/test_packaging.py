@@ -141,3 +141,15 @@ def test_rows_refuses_what_does_not_exist(root, arguments, sentence):
 def test_a_parameter_that_a_chapter_lacks_is_refused(build):
     with pytest.raises(build.Refusal, match="has no parameter profil; nothing was run"):
         build.execute(build.chapters()[0], profil="smoke")
+
+
+def test_the_readme_example_prunes_a_network(root, capsys):
+    from snip_lib import data, models, sparsity_of
+
+    digits = data.load("digits")
+    names = {"model": models.LeNet300(), "x": digits.x_train[:100], "y": digits.y_train[:100]}
+    example = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    exec(example, names)
+    assert sparsity_of(names["mask"]) == pytest.approx(0.95, abs=1e-5)
+    assert (names["model"].fc1.weight == 0).float().mean() > 0.9
+    assert "fc1.weight" in capsys.readouterr().out

@@ -140,6 +140,41 @@ def test_fresh_weights_keep_the_mask_and_change_the_weights(tmp_path):
     assert not torch.isclose(same[name], fresh[name]).logical_and(same[name] != 0).any()
 
 
+def test_augmentation_changes_training_but_not_the_mask(tmp_path):
+    plain, before = weights_after(SMALL, tmp_path)
+    shifted, after = weights_after(dataclasses.replace(SMALL, augment="standard"), tmp_path)
+    assert plain["kept"] == shifted["kept"]
+    assert not torch.equal(before["model.fc1.weight"], after["model.fc1.weight"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"score_batches": 3},
+        {"score_batches": 3, "accumulate": "abs_then_sum"},
+        {"score_split": "val"},
+        {"score_examples": 10},
+        {"scope": "layer"},
+        {"rounds": 3},
+        {"rounds": 3, "schedule": "force"},
+        {"control": "shuffle"},
+        {"method": "random"},
+        {"init": "rn", "init_sd": 0.1},
+        {"prune_biases": False},
+    ],
+    ids=str,
+)
+def test_every_choice_of_scoring_makes_another_mask_of_the_same_size(other):
+    digits = data.load("digits")
+    run = dataclasses.replace(SMALL, **other)
+    assert run.key != SMALL.key
+    ours, usual = (train.mask_for(r, train.initial_model(r, digits), digits) for r in (run, SMALL))
+    assert any(not torch.equal(ours[name], usual[name]) for name in ours)
+    m = sum(kept.numel() for kept in ours.values())
+    size = sum(int(kept.sum()) for kept in ours.values())
+    assert abs(size - round(0.1 * m)) <= (3 if other.get("scope") == "layer" else 0)  # rounded in each layer
+
+
 def test_random_labels_change_training_but_not_the_mask(tmp_path):
     true, _ = weights_after(dataclasses.replace(SMALL, steps=200, decay_every=200), tmp_path)
     wrong, _ = weights_after(dataclasses.replace(SMALL, steps=200, decay_every=200, random_labels=True), tmp_path)
