@@ -207,17 +207,29 @@ def _normalise(x: Tensor, table: Tensor) -> Tensor:
     return out
 
 
-def load(name: str, *, seed: int = 0, device: torch.device | str = "cpu") -> Data:
+# What a pixel becomes, from its normalised value [C, 256] of each grey value: the page on interpretability
+# compares what black is, the lowest number, zero, or the highest.
+PIXELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "normalised": lambda table: table,
+    "inverted": lambda table: -table,
+    "raw": lambda table: (torch.arange(256) / 255).expand_as(table),
+}
+
+
+def load(name: str, *, seed: int = 0, device: torch.device | str = "cpu", pixels: str = "normalised") -> Data:
     """Return a data set split by `seed`: a tenth of the train set, drawn at random, is for validation.
 
-    The files are read and checked once a process and folder, and kept as bytes.
+    The files are read and checked once a process and folder, and kept as bytes. `pixels`: "normalised",
+    "inverted" (normalised and negated) or "raw" (in [0, 1]).
 
     Raises:
-        ValueError: unknown name, or a damaged file. FileNotFoundError: a file is missing.
+        ValueError: unknown name or `pixels`, or a damaged file. FileNotFoundError: a file is missing.
     """
-    if name not in DATASETS:
-        raise ValueError(f"Unknown data set {name!r}: choose one of {', '.join(DATASETS)}.")
+    for what, value, known in (("data set", name, DATASETS), ("pixels", pixels, PIXELS)):
+        if value not in known:
+            raise ValueError(f"Unknown {what} {value!r}: choose one of {', '.join(known)}.")
     raw, table = _read(name, data_folder())
+    table = PIXELS[pixels](table)
     order = torch.randperm(len(raw.x_train), generator=generator(seed, "split"))
     val, train = order.split([len(order) // 10, len(order) - len(order) // 10])
     sets = (raw.x_train[train], raw.y_train[train]), (raw.x_train[val], raw.y_train[val]), (raw.x_test, raw.y_test)
@@ -317,8 +329,15 @@ def code(x: Tensor, generator: torch.Generator) -> Tensor:
     return _move(x, flip & (steps > which), shift * (steps > 1 - which)[:, None])
 
 
+def shift(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Move each image up to 4 pixels each way, as `standard` but never mirrored, for digits; x [B, C, H, W]."""
+    flip, moved = _draw(len(x), generator)
+    return _move(x, torch.zeros_like(flip), moved)
+
+
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "none": lambda x, generator: x,
     "standard": standard,
     "code": code,
+    "shift": shift,
 }

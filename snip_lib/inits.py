@@ -65,22 +65,35 @@ def lecun(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
 INITS: dict[str, Callable[..., None]] = {draw.__name__: draw for draw in (rn, tn, vs_x, vs_h, lecun)}
 
 
-def initialise(model: nn.Module, init: str, generator: torch.Generator, *, sd: float = 1.0) -> None:
+BIAS_INITS = ("constant", "random")
+
+
+def initialise(
+    model: nn.Module, init: str, generator: torch.Generator, *, sd: float = 1.0, bias_init: str = "constant"
+) -> None:
     """Draw every weight of `model` anew with `INITS[init]`, in module order; biases become 0.
 
-    A module's biases start at its `bias_start` instead where it has one (the GRU's gates: 1).
+    A module's biases start at its `bias_start` instead where it has one (the GRU's gates: 1). With
+    ``bias_init="random"`` a bias starts as one more column of its layer's weights, drawn after all weights.
     `sd` is the standard deviation of RN and TN, which the paper does not state; 1 is TensorFlow's default.
 
     Raises:
-        ValueError: unknown initialiser, or `sd` is not positive.
+        ValueError: unknown initialiser or `bias_init`, or `sd` is not positive.
     """
+    if bias_init not in BIAS_INITS:
+        raise ValueError(f"Unknown bias_init {bias_init!r}: choose one of {', '.join(BIAS_INITS)}.")
     if init not in INITS:
         raise ValueError(f"Unknown initialiser {init!r}: choose one of {', '.join(INITS)}.")
     if not 0 < sd < math.inf:
         raise ValueError(f"sd is the positive standard deviation of rn and tn, not {sd}.")
     with torch.no_grad():
-        for name, parameter in prunable(model).items():
+        for name, parameter in prunable(model).items():  # weights come before biases
+            module = model.get_submodule(name.rpartition(".")[0])
             if parameter.dim() > 1:
                 INITS[init](parameter, generator, sd)
+            elif bias_init == "random":
+                column = torch.empty_like(module.weight)
+                INITS[init](column, generator, sd)
+                parameter.copy_(column.flatten(1)[:, 0])
             else:
-                parameter.fill_(getattr(model.get_submodule(name.rpartition(".")[0]), "bias_start", 0.0))
+                parameter.fill_(getattr(module, "bias_start", 0.0))

@@ -258,3 +258,6 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "gru_s": partial(GRU, units=128),
     "gru_b": partial(GRU, units=256),
 }
+
+# Batch norm's constants, which the paper does not state. choice: batch norm constants
+BATCH_NORMS = {"tensorflow": {"eps": 1e-3, "momentum": 0.01}, "torch": {"eps": 1e-5, "momentum": 0.1}}

@@ -13,14 +13,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from .masks import Mask, collapsed, keep_top, keep_top_per_layer, n_kept
-from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores
+from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, prunable
 
 # Bundles of choices where the paper's text and the released code differ, or we would choose otherwise today, as
 # fields of `Run`: replace(run, **PROTOCOLS["code"]). Batch norm's eps is the network's own.
+# augmentation (of CIFAR-10) and the rate's decay go by data set: "code" has augment="code" and, for VGG-D, decay=0.2.
 PROTOCOLS: dict[str, dict] = {
     "text": {"prune_biases": True, "score_bn": "batch", "init": "vs_x", "train_init": "same"},
     "code": {"prune_biases": True, "score_bn": "fresh", "init": "lecun", "train_init": "fresh"},
-    "modern": {"prune_biases": False, "score_bn": "batch", "init": "vs_h", "train_init": "same"},
+    "modern": {
+        **{"prune_biases": False, "score_bn": "batch", "init": "vs_h", "train_init": "same"},
+        **{"batch_norm": "torch", "decayed": "weights"},
+    },
 }
 
 SYNFLOW_ROUNDS = 100  # Tanaka et al. (2020), Section 6
@@ -67,6 +71,15 @@ def accumulated(model: nn.Module, batches: Iterable[tuple], method: str, accumul
     return {name: s.abs() for name, s in total.items()} if signed else total
 
 
+def _check_within(mask: Mask, parameters: dict[str, nn.Parameter], sparsity: float) -> None:
+    """Refuse a mask to prune further that is of other parameters, or sparser than what is asked for."""
+    if {n: k.shape for n, k in mask.items()} != {n: p.shape for n, p in parameters.items()}:
+        raise ValueError("within= is a mask of exactly the parameters that are pruned: names and shapes differ.")
+    left, asked = (int(sum(k.sum() for k in mask.values())), n_kept(sum(k.numel() for k in mask.values()), sparsity))
+    if left < asked:
+        raise ValueError(f"within= keeps {left} connections, fewer than the {asked} of sparsity {sparsity:g}.")
+
+
 def prune(
     model: nn.Module,
     x: Any = None,
@@ -80,6 +93,7 @@ def prune(
     scope: str = "global",
     rounds: int | None = None,
     schedule: str | None = None,
+    within: Mask | None = None,
     prune_biases: bool = True,
     only: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = (),
@@ -100,6 +114,8 @@ def prune(
         scope: "global": kappa over all prunable parameters together; "layer": in each by itself.
         rounds: how many times to score, removing more each time by `schedule`, one of `SCHEDULES` (None: 100 and
             "exponential" for SynFlow, else 1 and "snip_it"). What is removed stays so, except by "force".
+        within: a mask to prune further, for example after some training: what it removes scores at weight 0, and
+            stays out, except by "force".
         prune_biases, only, exclude: which parameters (`prunable`).
         score_bn: "batch" or "fresh", what batch norm does while scoring (`scoring_copy`).
         dtype: of the scoring, float32 or float64.
@@ -134,7 +150,9 @@ def prune(
     if method == "random":
         scoring["generator"] = generator
 
-    mask = None
+    mask = None if within is None else {name: kept.bool() for name, kept in within.items()}
+    if mask is not None:
+        _check_within(mask, prunable(model, biases=prune_biases, only=only, exclude=exclude), sparsity)
     schedule = schedule or "snip_it"
     for target in SCHEDULES[schedule](sparsity, rounds):
         scores = accumulated(model, batches, method, accumulate, mask=mask, **scoring)

@@ -23,12 +23,12 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from .data import AUGMENTATIONS, DATASETS
-from .inits import INITS
-from .models import MODELS
+from .data import AUGMENTATIONS, DATASETS, PIXELS
+from .inits import BIAS_INITS, INITS
+from .models import BATCH_NORMS, MODELS
 from .prune import SCHEDULES
 from .saliency import CRITERIA
-from .train import train
+from .train import SCORE_LOSSES, train
 
 LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
 OUTCOMES = (  # the columns of a table without rows
@@ -40,7 +40,8 @@ OUTCOMES = (  # the columns of a table without rows
 # What decides only the mask, so that it does not tell dense networks apart.
 MASK_FIELDS = (
     *("method", "rounds", "schedule", "prune_biases", "scope", "control"),
-    *("score_bn", "score_examples", "score_batches", "score_split", "accumulate"),
+    *("score_bn", "score_examples", "score_batches", "score_split", "score_class", "score_loss", "accumulate"),
+    *("delay", "every", "retrain", "rewind"),
 )
 
 
@@ -81,6 +82,17 @@ class Run:
     scope: str = "global"  # or "layer"
     schedule: str = "snip_it"  # of `rounds`
     control: str = "none"  # "shuffle": the mask shuffled within layers
+    score_class: int = -1  # score examples of this class alone; -1: of all
+    score_loss: str = "cross_entropy"  # or "nll": the logits taken for log-probabilities, as SNIP-it's code does
+    delay: int = 0  # steps before the first mask
+    every: int = 0  # steps from one of `rounds` to the next; 0: all at once
+    retrain: float = 0.0  # after each mask the rate's schedule begins anew at this share of `lr`; 0: it goes on
+    rewind: bool = False  # after each mask the weights go back to where they began
+    bias_init: str = "constant"  # where biases start: as the network says, mostly 0; or "random": like the weights
+    rescale: float = 1.0  # the first layer's weights times this, the second's divided by it: the same function
+    pixels: str = "normalised"  # or "raw": in [0, 1]; or "inverted": normalised and negated
+    batch_norm: str = "tensorflow"  # eps 1e-3, momentum 0.01; or "torch": eps 1e-5, momentum 0.1
+    decayed: str = "all"  # weight decay on weights and biases, or on "weights" only
 
     def __post_init__(self):
         for name, known in (
@@ -97,14 +109,26 @@ class Run:
             ("control", ["none", "shuffle"]),
             ("optimizer", ["sgd", "adam"]),
             ("augment", AUGMENTATIONS),
+            ("score_loss", SCORE_LOSSES),
+            ("bias_init", BIAS_INITS),
+            ("pixels", PIXELS),
+            ("batch_norm", BATCH_NORMS),
+            ("decayed", ["all", "weights"]),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}.")
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {self.sparsity}.")
-        for name in ("rounds", "decay_every", "steps", "batch_size", "lr", "score_batches"):
+        for name in ("rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is positive, not {getattr(self, name)}.")
+        for name in ("steps", "score_examples", "delay", "every", "retrain"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is 0 or more, not {getattr(self, name)}.")
+        if not self.steps and not self.sparsity:
+            raise ValueError("A run of no step is scored and not trained: give it a sparsity.")
+        if self.sparsity and self.steps and self.delay + self.every * (self.rounds - 1) >= self.steps:
+            raise ValueError(f"The last of {self.rounds} masks comes before the end: {self.steps} steps are too few.")
         if self.sparsity == 0:  # a dense network has no mask: what decides the mask does not name it
             for name in MASK_FIELDS:
                 object.__setattr__(self, name, DEFAULTS[name])
@@ -136,16 +160,26 @@ def at_profile(profile: str, runs: Iterable[Run]) -> list[Run]:
 
     ``paper``: as declared. ``short``: a tenth of the steps, the same shape of schedule.
     ``smoke``: seconds, on the embedded digits, for one seed: it shows that everything runs.
+    A run of no step, which is scored and not trained, stays one.
     """
     runs = list(runs)
     if profile == "paper":
         return runs
     if profile == "short":
-        return [replace(r, steps=r.steps // 10, decay_every=r.decay_every // 10) for r in runs]
+        timed = ("steps", "decay_every", "delay", "every")
+        return [replace(r, **{name: getattr(r, name) // 10 for name in timed}) for r in runs]
     if profile == "smoke":
-        few = [r for r in runs if r.seed < 1]
-        return [replace(r, dataset="digits", steps=60, decay_every=20, batch_size=50) for r in few]
+        return [_smoke(r) for r in runs if r.seed < 1]
     raise ValueError(f"Unknown profile {profile!r}: choose one of smoke, short, paper.")
+
+
+def _smoke(run: Run) -> Run:
+    """Return `run` with 60 steps, and masks where they would come in a run of its own length."""
+    small = {"dataset": "digits", "decay_every": 20, "batch_size": 50, "steps": min(run.steps, 60)}
+    small |= {"score_examples": min(run.score_examples, 500), "score_batches": min(run.score_batches, 3)}
+    if run.steps:
+        small |= {name: math.ceil(getattr(run, name) * 60 / run.steps) for name in ("delay", "every")}
+    return replace(run, **small)
 
 
 # ------------------------------------------------------------------------------------------ rows
@@ -370,6 +404,7 @@ def _progress(rows: Iterable[dict | None], runs: list[Run]) -> Iterator[dict]:
             if row is None:
                 continue
             diverged += row["diverged"]
-            bar.set_postfix_str(f"{row['model']} {row['sparsity']:g}: {row['test_error']:.2f} %, {diverged} diverged")
+            error = "" if row["test_error"] is None else f": {row['test_error']:.2f} %"
+            bar.set_postfix_str(f"{row['model']} {row['sparsity']:g}{error}, {diverged} diverged")
             bar.update()
             yield row
