@@ -66,7 +66,10 @@ def test_a_dense_network_has_one_key_whatever_would_have_pruned_it():
         ({"sparsity": 1.0}, "sparsity is the fraction removed"),
         ({"sparsity": -0.1}, "sparsity is the fraction removed"),
         ({"sparsity": 95}, "sparsity is the fraction removed"),
-        ({"steps": 0}, "steps is positive, not 0"),
+        ({"steps": -1}, "steps is 0 or more, not -1"),
+        ({"steps": 0}, "A run of no step is scored and not trained"),
+        ({"sparsity": 0.9, "steps": 60, "delay": 60}, "masks comes before the end"),
+        ({"pixels": "blue"}, "Unknown pixels"),
         ({"lr": -1.0}, "lr is positive"),
     ],
 )
