@@ -350,7 +350,9 @@ def _outcome(run, model: nn.Module, mask: Mask | None, data: Data, curve: dict, 
         "test_error_best5": min(last_five, default=tested[-1]),
         "val_error": validated[-1],
         "train_loss": (curve["train_loss"] or [None])[-1],
-        "diverged": diverged_step is not None or (run.steps > 0 and validated[-1] >= DIVERGED_ERROR),
+        # A network that memorises random labels is wrong about true ones by design.
+        "diverged": diverged_step is not None
+        or (run.steps > 0 and not run.random_labels and validated[-1] >= DIVERGED_ERROR),
         "diverged_step": diverged_step,
         "steps_before_mask": run.delay,
         "curve": curve,
