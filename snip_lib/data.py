@@ -207,12 +207,12 @@ def _normalise(x: Tensor, table: Tensor) -> Tensor:
     return out
 
 
-# What a pixel becomes, from its normalised value [C, 256] of each grey value: the page on interpretability
-# compares what black is, the lowest number, zero, or the highest.
-PIXELS: dict[str, Callable[[Tensor], Tensor]] = {
-    "normalised": lambda table: table,
-    "inverted": lambda table: -table,
-    "raw": lambda table: (torch.arange(256) / 255).expand_as(table),
+# What a grey value becomes, from the table [C, 256] of normalised values and the brightest grey value there is:
+# black is a negative number, a positive one, or zero, which decides whether it can have a score.
+PIXELS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "normalised": lambda table, brightest: table,
+    "inverted": lambda table, brightest: -table,
+    "raw": lambda table, brightest: (torch.arange(256) / brightest).expand_as(table),
 }
 
 
@@ -229,7 +229,7 @@ def load(name: str, *, seed: int = 0, device: torch.device | str = "cpu", pixels
         if value not in known:
             raise ValueError(f"Unknown {what} {value!r}: choose one of {', '.join(known)}.")
     raw, table = _read(name, data_folder())
-    table = PIXELS[pixels](table)
+    table = PIXELS[pixels](table, int(raw.x_train.max()))
     order = torch.randperm(len(raw.x_train), generator=generator(seed, "split"))
     val, train = order.split([len(order) // 10, len(order) - len(order) // 10])
     sets = (raw.x_train[train], raw.y_train[train]), (raw.x_train[val], raw.y_train[val]), (raw.x_test, raw.y_test)
