@@ -4,7 +4,7 @@
     snip_lib.apply_mask(model, mask)                   # then train with your own loop
     snip_lib.report(model, mask, x)                    # what is left, layer by layer
 
-Read in this order: `saliency`, `masks`, `prune` (the algorithm); `models`, `inits`, `data`, `train`,
+Read in this order: `saliency`, `masks`, `structured`, `prune` (the algorithm); `models`, `inits`, `data`, `train`,
 `runs` (the reproduction); `claims`, `plots` (the report).
 """
 
@@ -24,6 +24,7 @@ from .masks import (
 )
 from .prune import PROTOCOLS, prune
 from .saliency import CRITERIA, prunable
+from .structured import shrink
 
 __all__ = [
     "CRITERIA",
@@ -40,6 +41,7 @@ __all__ = [
     "redraw",
     "report",
     "save_mask",
+    "shrink",
     "shuffle_within_layers",
     "sparsity_of",
 ]

@@ -14,6 +14,7 @@ from torch import nn
 
 from .masks import Mask, collapsed, keep_top, keep_top_per_layer, n_kept
 from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, prunable
+from .structured import SIGNED_UNIT_CRITERIA, UNIT_CRITERIA, keep_units, mask_of_units, read_under, units_of
 
 # Bundles of choices where the paper's text and the released code differ, or we would choose otherwise today, as
 # fields of `Run`: replace(run, **PROTOCOLS["code"]). Batch norm's eps is the network's own.
@@ -29,6 +30,7 @@ PROTOCOLS: dict[str, dict] = {
 
 SYNFLOW_ROUNDS = 100  # Tanaka et al. (2020), Section 6
 EMA_DECAY = 0.9
+NO_BATCH = "There is no batch to score: batches= is empty (an iterator is used up after one pass)."
 
 
 def snip_it_schedule(sparsity: float, rounds: int) -> list[float]:
@@ -50,14 +52,23 @@ def exponential_schedule(sparsity: float, rounds: int) -> list[float]:
 SCHEDULES = {"snip_it": snip_it_schedule, "exponential": exponential_schedule, "force": exponential_schedule}
 
 
-def accumulated(model: nn.Module, batches: Iterable[tuple], method: str, accumulate: str, **scoring) -> Scores:
+def accumulated(
+    model: nn.Module,
+    batches: Iterable[tuple],
+    method: str,
+    accumulate: str,
+    *,
+    criteria: dict = CRITERIA,
+    signed: dict = SIGNED,
+    **scoring,
+) -> Scores:
     """Score several batches as one (Section 4.2: "accumulate ... or take an exponential moving average").
 
     "sum_then_abs": |sum g|, as if the batches were one (batch norm apart); "abs_then_sum": sum |g|;
     "moving_average": s <- 0.9 s + 0.1 |g|, so later batches count more. Each batch counts the same.
     """
-    signed = SIGNED.get(method) if accumulate == "sum_then_abs" else None
-    criterion, total = signed or CRITERIA[method], None
+    before_abs = signed.get(method) if accumulate == "sum_then_abs" else None
+    criterion, total = before_abs or criteria[method], None
     for x, y in batches:
         scores = criterion(model, x, y, **scoring)
         if total is None:
@@ -67,14 +78,16 @@ def accumulated(model: nn.Module, batches: Iterable[tuple], method: str, accumul
         else:
             total = {name: s + scores[name] for name, s in total.items()}
     if total is None:
-        raise ValueError("There is no batch to score: batches= is empty (an iterator is used up after one pass).")
-    return {name: s.abs() for name, s in total.items()} if signed else total
+        raise ValueError(NO_BATCH)
+    return {name: s.abs() for name, s in total.items()} if before_abs else total
 
 
-def _check_within(mask: Mask, parameters: dict[str, nn.Parameter], sparsity: float) -> None:
-    """Refuse a mask to prune further that is of other parameters, or sparser than what is asked for."""
+def _check_within(mask: Mask, parameters: dict[str, nn.Parameter], sparsity: float | None) -> None:
+    """Refuse a mask to prune further that is of other parameters, or sparser than what is asked for (None: units)."""
     if {n: k.shape for n, k in mask.items()} != {n: p.shape for n, p in parameters.items()}:
         raise ValueError("within= is a mask of exactly the parameters that are pruned: names and shapes differ.")
+    if sparsity is None:
+        return
     left, asked = (int(sum(k.sum() for k in mask.values())), n_kept(sum(k.numel() for k in mask.values()), sparsity))
     if left < asked:
         raise ValueError(f"within= keeps {left} connections, fewer than the {asked} of sparsity {sparsity:g}.")
@@ -101,6 +114,7 @@ def prune(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
     on_collapse: str = "warn",
+    structured: bool = False,
 ) -> Mask:
     """Return the mask that keeps the top kappa connections of `model` at this batch (Algorithm 1).
 
@@ -121,15 +135,18 @@ def prune(
         dtype: of the scoring, float32 or float64.
         generator: of ``method="random"``.
         on_collapse: a weight removed whole, or no score above 0: "warn" or "raise".
+        structured: remove whole units and filters (SNAP; in `rounds`, SNAP-it), by "snip" or at "random".
+            `sparsity` is then the fraction removed of the units of all layers but the first and the last
+            (`structured.units_of`); each layer keeps one or more. `structured.shrink` makes the network small.
 
     Raises:
         ValueError: an argument that is none of these; no prunable parameter; a batch that does not fit; a
             loss or score that is not finite; with ``on_collapse="raise"``, a weight removed whole.
     """
     for name, value, known in (
-        ("method", method, CRITERIA),
+        ("method", method, UNIT_CRITERIA if structured else CRITERIA),
         ("accumulate", accumulate, ("sum_then_abs", "abs_then_sum", "moving_average")),
-        ("scope", scope, ("global", "layer")),
+        ("scope", scope, ("global",) if structured else ("global", "layer")),
         ("schedule", schedule, (None, *SCHEDULES)),
         ("on_collapse", on_collapse, ("warn", "raise")),
     ):
@@ -140,27 +157,45 @@ def prune(
         rounds, schedule = (SYNFLOW_ROUNDS, schedule or "exponential") if method == "synflow" else (1, schedule)
     if rounds != int(rounds) or rounds < 1:
         raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds}.")
-    if (batches is None) == (x is None) and not (x is None and method in ("magnitude", "random")):
+    blind = method in ("magnitude", "random") and not structured  # an example shows which units belong together
+    if (batches is None) == (x is None) and not (x is None and blind):
         raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")
     batches = [(x, y)] if batches is None else batches
-    batches = list(batches) if rounds > 1 else batches  # every round sees the same examples
+    batches = list(batches) if rounds > 1 or structured else batches  # every round sees the same examples
     if method in DATA_FREE:
         batches = list(itertools.islice(batches, 1))
-    scoring = {"loss": loss, "biases": prune_biases, "bn": score_bn, "dtype": dtype, "only": only, "exclude": exclude}
+    chosen = {} if structured else {"only": only, "exclude": exclude}
+    scoring = {"loss": loss, "biases": prune_biases, "bn": score_bn, "dtype": dtype, **chosen}
     if method == "random":
         scoring["generator"] = generator
 
     mask = None if within is None else {name: kept.bool() for name, kept in within.items()}
     if mask is not None:
-        _check_within(mask, prunable(model, biases=prune_biases, only=only, exclude=exclude), sparsity)
+        _check_within(mask, prunable(model, biases=prune_biases, **chosen), None if structured else sparsity)
     schedule = schedule or "snip_it"
-    for target in SCHEDULES[schedule](sparsity, rounds):
-        scores = accumulated(model, batches, method, accumulate, mask=mask, **scoring)
-        among = None if schedule == "force" else mask
-        if scope == "layer":
-            mask = keep_top_per_layer(scores, target, among=among)
-        else:
-            mask = keep_top(scores, n_kept(sum(s.numel() for s in scores.values()), target), among=among)
+    targets, returning = SCHEDULES[schedule](sparsity, rounds), schedule == "force"
+    if structured:
+        if not batches:
+            raise ValueError(NO_BATCH)
+        units = units_of(model, batches[0][0], only=only, exclude=exclude)
+        scoring |= {"criteria": UNIT_CRITERIA, "signed": SIGNED_UNIT_CRITERIA, "units": units}
+        kept, scored = (None, None) if mask is None else (read_under(units, mask), mask)
+        for target in targets:
+            scores = accumulated(model, batches, method, accumulate, mask=scored, **scoring)
+            kept = keep_units(scores, target, among=None if returning else kept)
+            # Only what reads the units is masked while scoring, so that a gate at 0 still has its derivative.
+            scored, last = (mask_of_units(model, units, kept, biases=prune_biases, rows=rows) for rows in (False, True))
+            if mask is not None and not returning:
+                scored, last = ({name: k & mask[name] for name, k in m.items()} for m in (scored, last))
+        mask = last
+    else:
+        for target in targets:
+            scores = accumulated(model, batches, method, accumulate, mask=mask, **scoring)
+            among = None if returning else mask
+            if scope == "layer":
+                mask = keep_top_per_layer(scores, target, among=among)
+            else:
+                mask = keep_top(scores, n_kept(sum(s.numel() for s in scores.values()), target), among=among)
     sentence = ""
     if not any(s.any() for s in scores.values()):
         sentence = (

@@ -1,0 +1,253 @@
+"""Structured pruning: whole units and filters go (SNAP), and the network that is left is really smaller.
+
+Verdenius, Stol & Forre (2020): SNIP's criterion, for a gate on each unit in place of a switch on each
+connection. ``prune(model, x, y, sparsity=0.5, structured=True)`` returns the mask, `shrink` the small network.
+Which layers write and read a unit is found by Torch-Pruning (Fang et al., 2023), an optional extra.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .masks import Mask, apply_mask, keep_top, mask_of, n_kept
+from .saliency import CONNECTIONS, NORMS, connection_gradients, held, plain_copy, prunable
+
+Places = tuple[Tensor, Tensor]  # rows or columns of a weight, and the unit that each of them belongs to
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BETWEEN = (nn.modules.batchnorm._BatchNorm, nn.PReLU)  # modules with parameters that treat each unit by itself
+
+
+class Units(NamedTuple):
+    """The `n` units of one layer, or of several whose outputs a shortcut adds: who computes and who uses them."""
+
+    n: int
+    written: dict[str, Places]  # by weight: the rows that compute a unit
+    read: dict[str, Places]  # by weight: the columns that use it, after flattening several for each unit
+
+
+def units_of(
+    model: nn.Module, x: Tensor, *, only: str | Iterable[str] | None = None, exclude: str | Iterable[str] = ()
+) -> dict[str, Units]:
+    """Return the units that may be removed, by the name of the first layer that computes them.
+
+    A unit is an output of a linear layer or a filter of a convolution. Where a shortcut adds the outputs of
+    several layers, their units of one number are one unit. The outputs of the network stay, and those of the
+    first layer unless `only` names it; so does what goes through a layer that mixes units, like layer norm,
+    attention and grouped convolutions (but not depthwise ones), or through one that is called twice.
+
+    `x` is an example, [B, ...]; `only` and `exclude` name layers, as in `prunable`.
+
+    Raises:
+        ValueError: the example does not fit, or no unit may be removed. ImportError: Torch-Pruning is missing.
+    """
+    groups, first = _follow(model, x)[2:]
+    chosen = prunable(model, only=only, exclude=exclude)
+    found = {}
+    for name, (units, _) in groups.items():
+        if all(weight in chosen for weight in units.written) and not (only is None and first in units.written):
+            found[name] = units
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no unit to remove: that takes a linear or convolutional layer, not the "
+            "first nor the last, whose outputs only such layers read."
+        )
+    return found
+
+
+def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tuple], str]:
+    """Follow an example through a copy: (copy, its graph, {layer: (units, group)}, the first layer's weight)."""
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ImportError(
+            'Structured pruning needs Torch-Pruning to follow a network: pip install "torch-pruning>=1.6".'
+        ) from error
+    twin = plain_copy(model).eval().requires_grad_(True)  # the graph is that of the gradients
+    name_of = {module: name for name, module in twin.named_modules()}
+    like = next(twin.parameters())
+    x = x[:1].detach().clone().to(like.device, like.dtype if x.is_floating_point() else None)
+    calls: list[nn.Module] = []
+    layers = [module for module in twin.modules() if isinstance(module, CONNECTIONS)]
+    hooks = [module.register_forward_hook(lambda module, *_: calls.append(module)) for module in layers]
+    try:
+        with torch.no_grad():
+            twin(x)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"The network refuses an example of shape {list(x.shape)}: {error}") from error
+    for hook in hooks:
+        hook.remove()
+    with torch.inference_mode(False), torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(twin, (x,), verbose=False)
+    known, groups = prunable(twin), {}
+    for group in graph.get_all_groups(root_module_types=LAYERS):
+        written, read = {}, {}
+        for item in group:
+            module = item.dep.target.module
+            if not _unit_by_unit(module):
+                break
+            if isinstance(module, LAYERS):
+                weight = f"{name_of[module]}.weight"
+                if weight not in known or calls.count(module) != 1:
+                    break
+                places = (torch.tensor(item.idxs), torch.tensor(item.root_idxs))
+                (written if graph.is_out_channel_pruning_fn(item.dep.handler) else read)[weight] = places
+        else:
+            if read:  # what no layer reads is an output of the network
+                name = min(written, key=list(known).index).removesuffix(".weight")
+                groups[name] = Units(len(group[0].idxs), written, read), group
+    order = [name for name in name_of.values() if name in groups]
+    return twin, graph, {name: groups[name] for name in order}, f"{name_of[calls[0]]}.weight"
+
+
+def _unit_by_unit(module: Any) -> bool:
+    """Tell whether a module, an operation or a parameter treats each unit by itself, or is a layer that ends it."""
+    if isinstance(module, LAYERS):
+        groups = getattr(module, "groups", 1)
+        return groups == 1 or groups == module.in_channels == module.out_channels
+    if isinstance(module, BETWEEN):
+        return True
+    return not isinstance(module, (nn.Parameter, *NORMS)) and next(module.parameters(), None) is None
+
+
+# --- scoring and choosing --------------------------------------------------------------------------------
+
+
+def gate_gradients(
+    model: nn.Module, x: Any, y: Any, *, units: dict[str, Units], mask: Mask | None = None, **scoring
+) -> dict[str, Tensor]:
+    """Return dL/da of a gate a = 1 on every unit, [n] for each layer, by one forward and backward pass.
+
+    The gate multiplies what other layers read of the unit, so its derivative is the sum of g = w * dL/dw over
+    their weights of that unit. With only ReLU and max-pooling between two layers, this is also the sum over the
+    unit's own weights and bias. With batch norm it is not: scaling a unit before its normalisation changes
+    nothing, so a gate there would have no derivative. `scoring` as in `trial`; g is taken at `mask`.
+    """
+    g = connection_gradients(model, x, y, mask=mask, **scoring)
+    gates = {}
+    for name, layer in units.items():
+        gates[name] = next(iter(g.values())).new_zeros(layer.n)
+        for weight, (columns, unit) in layer.read.items():
+            of_column = g[weight].transpose(0, 1).flatten(1).sum(1)  # [in]
+            gates[name].index_add_(0, unit.to(of_column.device), of_column[columns])
+    return gates
+
+
+def snap(model: nn.Module, x: Any, y: Any, **scoring) -> dict[str, Tensor]:
+    """Return SNAP's scores, the magnitudes of `gate_gradients`."""
+    return {name: gate.abs() for name, gate in gate_gradients(model, x, y, **scoring).items()}
+
+
+def random_units(
+    model: nn.Module, x: Any, y: Any, *, units: dict[str, Units], generator: torch.Generator | None = None, **scoring
+) -> dict[str, Tensor]:
+    """Return a uniform draw in [0, 1) for every unit from a CPU `generator` (None: one seeded with 0)."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return {name: torch.rand(layer.n, generator=generator, dtype=torch.float64) for name, layer in units.items()}
+
+
+UNIT_CRITERIA = {"snip": snap, "random": random_units}
+SIGNED_UNIT_CRITERIA = {"snip": gate_gradients}
+
+
+def keep_units(scores: dict[str, Tensor], sparsity: float, *, among: Mask | None = None) -> Mask:
+    """Keep exactly ``n_kept(number of units, sparsity)`` units: the best of each layer, then the best of all.
+
+    Raises:
+        ValueError: fewer units would stay than there are layers, or more than `among` has left.
+    """
+    m = sum(s.numel() for s in scores.values())
+    n, left = n_kept(m, sparsity), m if among is None else int(sum(among[name].sum() for name in scores))
+    if n > left:
+        raise ValueError(f"At sparsity {sparsity:g} {n} of {m} units stay, but the mask so far keeps only {left}.")
+    if n < len(scores):
+        raise ValueError(
+            f"At sparsity {sparsity:g} {n} of {m} units stay, but each of the {len(scores)} layers keeps at least one."
+        )
+    top, spared = max(s.max() for s in scores.values()) + 1, {}
+    for name, s in scores.items():
+        best = s if among is None else torch.where(among[name].to(s.device), s, -torch.inf)
+        spared[name] = s.index_fill(0, best.argmax(), top.item())
+    return keep_top(spared, n, among=among)
+
+
+def read_under(units: dict[str, Units], mask: Mask) -> Mask:
+    """Return which units are read by a kept connection, [n] for each layer; a weight that is not in `mask` is whole."""
+    found = {}
+    for name, layer in units.items():
+        found[name] = torch.zeros(layer.n, dtype=torch.bool)
+        for weight, (columns, unit) in layer.read.items():
+            if weight in mask:
+                unit = unit[mask[weight].transpose(0, 1).flatten(1).any(1).cpu()[columns]]
+            found[name][unit] = True
+    return found
+
+
+def mask_of_units(
+    model: nn.Module, units: dict[str, Units], kept: Mask, *, biases: bool = True, rows: bool = True
+) -> Mask:
+    """Return the mask of connections that keeps the units `kept`.
+
+    Nobody reads a removed unit, so whatever constant its bias or a batch norm's shift would still make of it
+    reaches no output. Its own weights and bias go too, with `rows`.
+    """
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable(model, biases=biases).items()}
+    for name, layer in units.items():
+        gone = ~kept[name].cpu()
+        for weight, (columns, unit) in layer.read.items():
+            mask[weight][:, columns[gone[unit]]] = False
+        for weight, (lines, unit) in layer.written.items() if rows else ():
+            mask[weight][lines[gone[unit]]] = False
+            if (bias := weight.removesuffix("weight") + "bias") in mask:
+                mask[bias][lines[gone[unit]]] = False
+    return mask
+
+
+# --- making it small -------------------------------------------------------------------------------------
+
+
+def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
+    """Return a smaller copy that computes what `model` under `mask` does (None: the mask it holds).
+
+    Units that no kept connection reads go: rows, columns, and their share of batch norm; one of each layer
+    stays. What else the mask removes is 0 in the copy, whose parameters are plain. Made for the masks of
+    ``prune(..., structured=True)``; any other will do where it leaves units unread. `x` is an example, [B, ...].
+
+    Raises:
+        ValueError: a mask or an example that does not fit, or a network whose operations mix units in a way
+            that was not seen: the outputs for `x`, in evaluation mode, are compared. ImportError: no Torch-Pruning.
+    """
+    mask = mask_of(model) if mask is None else mask
+    twin, graph, groups, _ = _follow(apply_mask(plain_copy(model), mask), x)
+    like = next(twin.parameters())
+    x = x.detach().to(like.device, like.dtype if x.is_floating_point() else None)
+    with torch.no_grad():
+        before = torch.utils._pytree.tree_leaves(twin(x))
+    for name, kept in read_under({name: units for name, (units, _) in groups.items()}, mask).items():
+        if not kept.any():
+            kept[0] = True
+        if not kept.all():
+            root = groups[name][1][0].dep
+            graph.get_pruning_group(root.target.module, root.handler, (~kept).nonzero().flatten().tolist()).prune()
+    trained = {name: p.requires_grad for _, _, name, p in held(model)}
+    for name, p in twin.named_parameters():
+        p.requires_grad_(trained[name])
+    try:
+        with torch.no_grad():
+            after = torch.utils._pytree.tree_leaves(twin(x))
+        same = all(
+            a.shape == b.shape and bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
+            for a, b in zip(before, after, strict=True)
+        )
+    except (RuntimeError, ValueError, IndexError, TypeError):  # the forward pass has a width written into it
+        same = False
+    if not same:
+        raise ValueError(
+            f"{type(model).__name__} cannot be made small: without the units that nobody reads it computes something "
+            "else, or nothing. Its forward pass mixes units, or has their number written into it."
+        )
+    for small, module in zip(twin.modules(), model.modules(), strict=True):
+        small.training = module.training
+    return twin
