@@ -4,12 +4,16 @@ Each takes the same rows as the table beside it.
 """
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from torch import Tensor
+
+from .claims import interval
 
 MARKERS = "osD^v"
 
@@ -65,4 +69,205 @@ def first_layer(masks: dict[str, Tensor], *, side: int) -> plt.Figure:
         axis.imshow(mask.float().mean(0).view(side, side).cpu(), cmap="cividis", vmin=0)
         axis.set(title=title, xticks=[], yticks=[])
     figure.tight_layout()
+    return figure
+
+
+def pictures(rows: pd.DataFrame, part: str, *, by: str, values: Sequence, n: int = 784) -> np.ndarray:
+    """Return what the rows of runs without a step show, one line for each of `values` of column `by`: [values, n].
+
+    `part` is a weight whose kept connections are counted, as in a row's `picture`, or "mean_image". A line is
+    NaN where there is no row with a picture.
+    """
+    found = {row[by]: row for row in rows.to_dict("records") if isinstance(row.get("picture"), dict)}
+    there = {value: {**row["picture"], "mean_image": row["mean_image"]}[part] for value, row in found.items()}
+    return np.array([there.get(value, np.full(n, np.nan)) for value in values], dtype=float)
+
+
+def diagonal(matrix: np.ndarray) -> dict[str, str]:
+    """Say how the diagonal of a square matrix stands out from the rest of its rows, as a line of a table.
+
+    *own*: the mean of the diagonal; *others*: of all else; their difference with its 95 % interval over the rows;
+    *own is best*: in how many rows the diagonal is the largest.
+    """
+    own, n = matrix.diagonal(), len(matrix)
+    others = (matrix.sum(1) - own) / (n - 1)
+    if np.isnan(matrix).any():
+        return {"own": "not run yet", "others": "", "own − others": "", "own is best": ""}
+    return {
+        "own": f"{own.mean():.2f}",
+        "others": f"{others.mean():.2f}",
+        "own − others": "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(own - others)),
+        "own is best": f"{(matrix.argmax(1) == range(n)).sum()} of {n}",
+    }
+
+
+def picture_grid(rows: dict[str, Sequence[Sequence[float]]], *, columns: Sequence[str]) -> plt.Figure:
+    """Draw square pictures, each given flat, in named rows; one with NaN is a blank tile: not run yet.
+
+    Black is 0 and white the largest value of a row, so that the tiles of a row compare.
+    """
+    size = (0.8 * len(columns) + 0.4, 0.8 * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        brightest = np.nan_to_num(pictures).max(initial=0)
+        for axis, picture in zip(line, pictures, strict=True):
+            _picture(axis, picture, brightest)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=10)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def _picture(axis: plt.Axes, picture: Sequence[float], brightest: float) -> None:
+    """Show a flat square picture, black at 0; NaN leaves a blank tile with a frame."""
+    pixels = np.reshape(picture, (math.isqrt(len(picture)), -1))
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=brightest or 1)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(bool(np.isnan(pixels).any()))
+
+
+def heatmaps(tables: dict[str, pd.DataFrame], *, write: Callable[[float], str]) -> plt.Figure:
+    """Draw tables of numbers side by side (title -> table), each number written in its cell by `write`."""
+    height = 0.38 * max(len(table) for table in tables.values()) + 1.0
+    widths = [table.shape[1] + 2 for table in tables.values()]
+    options = {"figsize": (0.52 * sum(widths), height), "gridspec_kw": {"width_ratios": widths}, "squeeze": False}
+    figure, axes = plt.subplots(1, len(tables), **options)
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        text = table.map(lambda v: "" if v != v else write(v))  # a cell without a number stays blank
+        if table.isna().all(axis=None):
+            table, title = table.fillna(0.0), f"{title}: not run yet"
+        options = {"annot": text, "fmt": "", "annot_kws": {"size": 9}, "cmap": "cividis", "cbar": False}
+        sns.heatmap(table.astype(float), ax=axis, **options)
+        axis.set_title(title, fontsize=11)
+        axis.set(xlabel=table.columns.name or "", ylabel=table.index.name or "")
+        axis.tick_params(labelsize=9, rotation=0)
+    figure.tight_layout()
+    return figure
+
+
+def pixel_clouds(panels: dict[str, tuple[Sequence[float], Sequence[float]]], *, columns: int) -> plt.Figure:
+    """Draw pixels, one panel a pair: grey in the mean image [0 ... 255], first-layer units that keep it (percent).
+
+    A line marks the mean grey of all pixels. A panel of NaN is named as not run yet.
+    """
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.7 * lines), squeeze=False)
+    for axis, (title, (grey, share)) in zip(axes.flat, panels.items(), strict=True):
+        grey, share = np.asarray(grey, dtype=float), np.asarray(share, dtype=float)
+        there = ~np.isnan(grey + share)
+        axis.plot(grey[there], share[there], ".", ms=2, alpha=0.35)
+        if there.any():
+            axis.axvline(grey[there].mean(), color="k", ls="--", lw=1)
+        axis.set_title(title if there.any() else f"{title}: not run yet", fontsize=10)
+        axis.set(xlim=(-5, 260), ylim=(0, None))
+    figure.supxlabel("pixel in the mean image of the batch (0 black, 255 white)", fontsize=11)
+    figure.supylabel("first-layer units that keep it (%)", fontsize=11)
+    figure.tight_layout()
+    return figure
+
+
+def pictures_over_errors(
+    pictures: dict[str, Sequence[float]], errors: dict[str, pd.DataFrame], others: dict[str, dict[str, float]]
+) -> plt.Figure:
+    """Draw a row of flat square pictures and below each the test error of its group of rows, as Figure 3 does.
+
+    Filled: mean and sample sd over the seeds that did not diverge. Hollow: the numbers of others
+    (label -> group -> percent). Groups come in the order of `pictures`; one without rows stays empty.
+    """
+    n = len(pictures)
+    figure = plt.figure(figsize=(1.35 * n, 4.4))
+    grid = figure.add_gridspec(2, n, height_ratios=[1, 2], wspace=0.06, hspace=0.12)
+    for i, (title, picture) in enumerate(pictures.items()):
+        axis = figure.add_subplot(grid[0, i])
+        _picture(axis, picture, np.nan_to_num(picture).max(initial=0))
+        axis.set_title(title, fontsize=10)
+    axis, names = figure.add_subplot(grid[1, :]), list(pictures)
+    stats = []
+    for name, rows in errors.items():
+        settled = rows.loc[~rows["diverged"].astype(bool), "test_error"]
+        stats += [(names.index(name), settled.mean(), settled.std())] if len(settled) else []
+    if stats:
+        x, mean, sd = zip(*stats, strict=True)
+        axis.errorbar(x, mean, sd, marker=MARKERS[0], ls="none", capsize=4, label="ours, mean ± sd")
+    for marker, (label, numbers) in zip(MARKERS[1:], others.items(), strict=False):
+        points = [(names.index(name), value) for name, value in numbers.items()]
+        axis.plot(*zip(*points, strict=True), "k", marker=marker, mfc="none", ms=9, ls="none", label=label)
+    axis.set(xlim=(-0.5, n - 0.5), xticks=range(n), xticklabels=[], ylabel="test error (%)", ylim=(0, None))
+    axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+
+
+def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> plt.Figure:
+    """Draw training loss against steps, one line a group: label -> its rows, whose `curve` holds the points.
+
+    Each point is the mean loss since the one before. Line: mean over seeds; band: from the lowest to the highest.
+    Grey: the loss of `guessing`. Runs that diverged are left out.
+    """
+    figure, axis = plt.subplots(figsize=(9.5, 4.2))
+    for i, (label, rows) in enumerate(groups.items()):
+        curves = [pd.DataFrame(c) for c in rows.loc[~rows["diverged"].astype(bool), "curve"]] if len(rows) else []
+        if not curves:
+            axis.plot([], [], " ", label=f"{label}: {'diverged' if len(rows) else 'not run yet'}")
+            continue
+        stats = pd.concat(curves).groupby("step")["train_loss"].agg(["mean", "min", "max"])
+        colour = sns.color_palette("colorblind")[i]
+        look = {"color": colour, "ls": LINES[i % 5], "marker": MARKERS[i % 5], "ms": 5}
+        axis.plot(stats.index, stats["mean"], label=label, **look)
+        axis.fill_between(stats.index, stats["min"], stats["max"], color=colour, alpha=0.15, lw=0)
+    axis.axhline(guessing, color="grey", lw=1, zorder=0, label="guessing")
+    axis.set(xlabel="steps", ylabel="training loss", ylim=(-0.05, None))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.tight_layout()
+    return figure
+
+
+def against_sparsity(groups: dict[str, pd.DataFrame], column: str, ylabel: str) -> plt.Figure:
+    """Draw a column of rows against sparsity, one marker shape a group, evenly spaced: label -> its rows.
+
+    Large: mean over seeds with its sample sd; small: single seeds. Runs that diverged are left out.
+    """
+    settled = {label: rows[~rows["diverged"].astype(bool)] for label, rows in groups.items()}
+    places = {s: i for i, s in enumerate(sorted({s for rows in settled.values() for s in rows["sparsity"]}))}
+    figure, axis = plt.subplots(figsize=(7.2, 4.2))
+    for i, (label, rows) in enumerate(settled.items()):
+        aside = 0.12 * (i - (len(settled) - 1) / 2)
+        look = {"color": sns.color_palette("colorblind")[i], "marker": MARKERS[i % 5]}
+        stats = rows.astype({column: float}).groupby("sparsity")[column].agg(["mean", "std"]).fillna(0.0)
+        x = [places[s] + aside for s in stats.index]
+        axis.errorbar(x, stats["mean"], stats["std"], ls=LINES[i % 5], ms=8, capsize=3, label=label, **look)
+        axis.plot([places[s] + aside for s in rows["sparsity"]], rows[column], ls="none", ms=3, alpha=0.6, **look)
+    axis.set_xticks(list(places.values()), [f"{100 * s:g}" for s in places])
+    axis.set(xlabel="sparsity (% removed)", ylabel=ylabel, ylim=(-0.05, None))
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Figure:
+    """Draw differences to a default in points, one line a choice: title -> (table, goal, noise).
+
+    The table's columns: `val_error` (hollow squares) and `test_error` (filled circles), its index the choices, the same
+    in each panel. Dashed: the `goal`; grey: `noise` to both sides of 0. What is NaN is left out.
+    """
+    height = 1.3 + 0.27 * max(len(table) for table, _, _ in panels.values())
+    options = {"figsize": (4.4 * len(panels) + 1.6, height), "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(panels), **options)
+    for axis, (title, (table, goal, noise)) in zip(axes[0], panels.items(), strict=True):
+        y, (blue, orange) = range(len(table)), sns.color_palette("colorblind", 2)
+        if math.isfinite(noise):
+            axis.axvspan(-noise, noise, color="grey", alpha=0.2, lw=0, label="chance")
+        axis.axvline(0, color="grey", lw=1)
+        if math.isfinite(goal):
+            axis.axvline(goal, color="black", ls="--", lw=1.2, label="the paper's number")
+        axis.plot(table["val_error"], y, color=orange, ls="none", marker="s", mfc="none", ms=7, label="validation")
+        axis.plot(table["test_error"], y, color=blue, ls="none", marker="o", ms=5, label="test")
+        axis.set(title=title, xlabel="error minus the default's (points)")
+        axis.set_yticks(y, table.index, fontsize=9.5)
+        axis.grid(axis="y", lw=0.4)
+    axes[0][0].set_ylim(len(table) - 0.5, -0.5)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -1,0 +1,77 @@
+"""What the book's figures and their tables take from rows, and that a figure can be drawn without any."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from snip_lib import plots, runs
+
+SCORED = {"picture": {"fc1.weight": [3, 1, 2, 0]}, "mean_image": [9, 0, 9, 0]}
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """Leave no figure open."""
+    yield
+    plt.close("all")
+
+
+def test_pictures_come_in_the_order_asked_for_and_are_nan_where_there_is_no_row():
+    other = {"picture": {"fc1.weight": [0, 0, 1, 1]}, "mean_image": [1, 1, 1, 1]}
+    rows = pd.DataFrame([{"score_class": 4} | other, {"score_class": 2} | SCORED, {"score_class": 3, "picture": None}])
+    found = plots.pictures(rows, "fc1.weight", by="score_class", values=[2, 3, 4], n=4)
+    np.testing.assert_equal(found, [[3, 1, 2, 0], [np.nan] * 4, [0, 0, 1, 1]])
+    images = plots.pictures(rows, "mean_image", by="score_class", values=[4, 2], n=4)
+    np.testing.assert_equal(images, [[1, 1, 1, 1], [9, 0, 9, 0]])
+
+
+def test_pictures_of_no_rows_are_all_nan():
+    found = plots.pictures(runs.rows_of([]), "fc1.weight", by="score_class", values=range(3), n=4)
+    assert found.shape == (3, 4) and np.isnan(found).all()
+
+
+def test_the_diagonal_is_compared_with_the_rest_of_its_rows():
+    matrix = np.array([[5.0, 1.0, 3.0], [2.0, 4.0, 0.0], [6.0, 2.0, 3.0]])  # own - others: 3, 3, -1
+    said = plots.diagonal(matrix)
+    assert (said["own"], said["others"], said["own is best"]) == ("4.00", "2.33", "2 of 3")
+    assert said["own − others"] == "+1.67 [-4.07, +7.40]"  # 5/3 ± 4.3027 * 2.3094 / sqrt(3)
+
+
+def test_a_matrix_with_a_hole_is_not_run_yet():
+    matrix = np.eye(3)
+    matrix[1, 2] = np.nan
+    assert plots.diagonal(matrix)["own"] == "not run yet"
+
+
+def test_tiles_of_a_row_share_their_scale_and_a_missing_one_is_blank():
+    lines = {"first": [[1.0, 0, 0, 0], [8.0, 0, 0, 0]], "second": [[np.nan] * 4, [2.0, 0, 0, 0]]}
+    figure = plots.picture_grid(lines, columns=["a", "b"])
+    images = [axis.images[0] for axis in figure.axes]
+    assert [image.get_clim() for image in images] == [(0, 8), (0, 8), (0, 2), (0, 2)]
+    assert [axis.spines["left"].get_visible() for axis in figure.axes] == [False, False, True, False]
+
+
+def test_heatmaps_write_every_number_and_no_hole():
+    table = pd.DataFrame([[0.25, np.nan], [0.0, 1.0]])
+    figure = plots.heatmaps({"some": table, "none": table * np.nan}, write="{:.2f}".format)
+    some, none = figure.axes
+    assert [text.get_text() for text in some.texts] == ["0.25", "0.00", "1.00"]
+    assert not "".join(text.get_text() for text in none.texts) and "not run yet" in none.get_title()
+
+
+def test_clouds_leave_out_pixels_without_a_row():
+    figure = plots.pixel_clouds({"some": ([0, 4, np.nan], [1, 2, 3]), "none": ([np.nan], [np.nan])}, columns=2)
+    points, mean = figure.axes[0].lines
+    assert points.get_xydata().tolist() == [[0, 1], [4, 2]] and mean.get_xdata() == [2, 2]
+    assert "not run yet" in figure.axes[1].get_title()
+
+
+def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
+    errors = pd.DataFrame({"diverged": [False, False, True], "test_error": [2.0, 4.0, 90.0]})
+    pictures = {"1": [np.nan] * 4, "10": SCORED["mean_image"], "all": SCORED["mean_image"]}
+    figure = plots.pictures_over_errors(pictures, {"1": runs.rows_of([]), "10": errors}, {"theirs": {"all": 2.5}})
+    axis = figure.axes[-1]
+    assert axis.containers[0].lines[0].get_xydata().tolist() == [[1, 3]]
+    assert axis.lines[-1].get_xydata().tolist() == [[2, 2.5]]
+    assert [label.get_text() for label in axis.get_legend().get_texts()] == ["theirs", "ours, mean ± sd"]
