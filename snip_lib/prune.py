@@ -82,15 +82,14 @@ def accumulated(
     return {name: s.abs() for name, s in total.items()} if before_abs else total
 
 
-def _check_within(mask: Mask, parameters: dict[str, nn.Parameter], sparsity: float | None) -> None:
-    """Refuse a mask to prune further that is of other parameters, or sparser than what is asked for (None: units)."""
-    if {n: k.shape for n, k in mask.items()} != {n: p.shape for n, p in parameters.items()}:
-        raise ValueError("within= is a mask of exactly the parameters that are pruned: names and shapes differ.")
-    if sparsity is None:
-        return
-    left, asked = (int(sum(k.sum() for k in mask.values())), n_kept(sum(k.numel() for k in mask.values()), sparsity))
-    if left < asked:
-        raise ValueError(f"within= keeps {left} connections, fewer than the {asked} of sparsity {sparsity:g}.")
+def _still_open(targets: list[float], so_far: Mask, returning: bool) -> list[float]:
+    """Return the sparsities of a schedule that a mask so far does not pass already; refuse to end below it."""
+    m, left = sum(k.numel() for k in so_far.values()), sum(int(k.sum()) for k in so_far.values())
+    if n_kept(m, targets[-1]) > left:
+        raise ValueError(
+            f"within= keeps {left} of {m}, fewer than the {n_kept(m, targets[-1])} of sparsity {targets[-1]:g}."
+        )
+    return targets if returning else [target for target in targets if n_kept(m, target) <= left]
 
 
 def prune(
@@ -171,7 +170,9 @@ def prune(
 
     mask = None if within is None else {name: kept.bool() for name, kept in within.items()}
     if mask is not None:
-        _check_within(mask, prunable(model, biases=prune_biases, **chosen), None if structured else sparsity)
+        found = prunable(model, biases=prune_biases, **chosen)
+        if {n: k.shape for n, k in mask.items()} != {n: p.shape for n, p in found.items()}:
+            raise ValueError("within= is a mask of exactly the parameters that are pruned: names and shapes differ.")
     schedule = schedule or "snip_it"
     targets, returning = SCHEDULES[schedule](sparsity, rounds), schedule == "force"
     if structured:
@@ -180,7 +181,7 @@ def prune(
         units = units_of(model, batches[0][0], only=only, exclude=exclude)
         scoring |= {"criteria": UNIT_CRITERIA, "signed": SIGNED_UNIT_CRITERIA, "units": units}
         kept, scored = (None, None) if mask is None else (read_under(units, mask), mask)
-        for target in targets:
+        for target in targets if kept is None else _still_open(targets, kept, returning):
             scores = accumulated(model, batches, method, accumulate, mask=scored, **scoring)
             kept = keep_units(scores, target, among=None if returning else kept)
             # Only what reads the units is masked while scoring, so that a gate at 0 still has its derivative.
@@ -189,7 +190,7 @@ def prune(
                 scored, last = ({name: k & mask[name] for name, k in m.items()} for m in (scored, last))
         mask = last
     else:
-        for target in targets:
+        for target in targets if mask is None else _still_open(targets, mask, returning):
             scores = accumulated(model, batches, method, accumulate, mask=mask, **scoring)
             among = None if returning else mask
             if scope == "layer":

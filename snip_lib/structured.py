@@ -156,12 +156,10 @@ def keep_units(scores: dict[str, Tensor], sparsity: float, *, among: Mask | None
     """Keep exactly ``n_kept(number of units, sparsity)`` units: the best of each layer, then the best of all.
 
     Raises:
-        ValueError: fewer units would stay than there are layers, or more than `among` has left.
+        ValueError: fewer units would stay than there are layers, or more than `among` keeps.
     """
     m = sum(s.numel() for s in scores.values())
-    n, left = n_kept(m, sparsity), m if among is None else int(sum(among[name].sum() for name in scores))
-    if n > left:
-        raise ValueError(f"At sparsity {sparsity:g} {n} of {m} units stay, but the mask so far keeps only {left}.")
+    n = n_kept(m, sparsity)
     if n < len(scores):
         raise ValueError(
             f"At sparsity {sparsity:g} {n} of {m} units stay, but each of the {len(scores)} layers keeps at least one."

@@ -129,7 +129,9 @@ def test_signed_criteria_are_absolute_values_of_what_adds_up(method):
 def test_snip_its_schedule_is_the_published_one():
     assert SCHEDULES["snip_it"](0.98, 7) == pytest.approx([0.50, 0.74, 0.86, 0.92, 0.95, 0.965, 0.98])
     assert SCHEDULES["snip_it"](0.4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert SCHEDULES["exponential"](0.99, 2) == pytest.approx([0.9, 0.99])
+    assert SCHEDULES["snip_it"](0.999, 3) == pytest.approx([0.5, 0.7495, 0.999])
+    assert SCHEDULES["snip_it"](0.99, 2) == pytest.approx([0.5, 0.99])
+    assert SCHEDULES["exponential"](0.99, 2) == SCHEDULES["force"](0.99, 2) == pytest.approx([0.9, 0.99])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -194,6 +196,71 @@ def test_rounds_are_nested_even_where_all_that_is_left_scores_zero(schedule):
     )
     assert len(calls) == 4 and int(last.sum()) == n_kept(M, 0.9)
     assert bool((last & ~first).any()) == (schedule == "force")
+
+
+# --- a mask to prune further
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rounds_are_one_mask_pruned_further_again_and_again(schedule):
+    model, (x, y), mask = net(), batch(), None
+    for sparsity in SCHEDULES[schedule](0.95, 5):
+        mask = snip.prune(model, x, y, sparsity=sparsity, within=mask, schedule=schedule, **F64)
+    at_once = snip.prune(model, x, y, sparsity=0.95, rounds=5, schedule=schedule, **F64)
+    assert torch.equal(flat(mask), flat(at_once))
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_what_a_mask_removes_scores_nothing_and_stays_out(scope):
+    model, (x, y) = net(), batch()
+    first = snip.prune(model, x, y, sparsity=0.6, scope=scope, **F64)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in prunable(twin).items():
+            p.mul_(first[name])
+    more = snip.prune(model, x, y, sparsity=0.9, within=first, scope=scope, **F64)
+    by_weights = snip.prune(twin, x, y, sparsity=0.9, scope=scope, **F64)  # a weight of 0 has g = 0
+    assert torch.equal(flat(more), flat(by_weights)) and not (flat(more) & ~flat(first)).any()
+    assert not torch.equal(flat(more), flat(snip.prune(model, x, y, sparsity=0.9, scope=scope, **F64)))
+    numbers = {name: kept.float() for name, kept in first.items()}
+    assert torch.equal(flat(snip.prune(model, x, y, sparsity=0.9, within=numbers, scope=scope, **F64)), flat(more))
+
+
+@pytest.mark.parametrize("method", CRITERIA)
+def test_a_mask_of_everything_changes_nothing(method):
+    model, (x, y) = net(), batch()
+    whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable(model).items()}
+    a = snip.prune(model, x, y, sparsity=0.8, method=method, **F64)
+    assert torch.equal(flat(a), flat(snip.prune(model, x, y, sparsity=0.8, method=method, within=whole, **F64)))
+
+
+def test_a_mask_of_just_so_many_is_its_own():
+    model, (x, y) = net(), batch()
+    mask = snip.prune(model, x, y, sparsity=0.8, method="random")
+    assert torch.equal(flat(snip.prune(model, x, y, sparsity=0.8, within=mask)), flat(mask))
+    back = flat(snip.prune(model, x, y, sparsity=0.8, within=mask, schedule="force"))
+    assert (back & ~flat(mask)).any()
+
+
+def test_rounds_begin_where_the_mask_is():
+    model, (x, y) = net(), batch()
+    mask = snip.prune(model, x, y, sparsity=0.8, method="random")  # SNIP-it's path is .5 .725 .8375 .89375 .95
+    rounds = snip.prune(model, x, y, sparsity=0.95, within=mask, rounds=5, **F64)
+    for sparsity in SCHEDULES["snip_it"](0.95, 5)[2:]:
+        mask = snip.prune(model, x, y, sparsity=sparsity, within=mask, **F64)
+    assert torch.equal(flat(rounds), flat(mask))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_mask_of_something_else_or_too_sparse_is_refused(schedule):
+    model, (x, y) = net(), batch()
+    mask = snip.prune(model, x, y, sparsity=0.8)
+    with pytest.raises(ValueError, match="names and shapes differ"):
+        snip.prune(model, x, y, sparsity=0.9, within=mask, prune_biases=False, schedule=schedule)
+    with pytest.raises(ValueError, match="names and shapes differ"):
+        snip.prune(model, x, y, sparsity=0.9, within=mask | {"0.weight": mask["0.weight"].T}, schedule=schedule)
+    with pytest.raises(ValueError, match=f"within= keeps {n_kept(M, 0.8)} of {M}, fewer than the {n_kept(M, 0.7)}"):
+        snip.prune(model, x, y, sparsity=0.7, within=mask, schedule=schedule)
 
 
 def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():

@@ -220,10 +220,12 @@ def test_a_mask_so_far_is_pruned_further():
     assert all(not (more[name] & ~first[name]).any() for name in first)
     units = units_of(model, x)
     assert sum(count(read_under(units, more)).values()) == n_kept(sum(u.n for u in units.values()), 0.8)
+    in_rounds = snip.prune(model, x, y, sparsity=0.8, structured=True, within=first, rounds=2)  # 0.5, then 0.8
+    assert all(torch.equal(in_rounds[name], more[name]) for name in first)
     holes = snip.prune(model, x, y, sparsity=0.9)  # of connections, not of units
     both = snip.prune(model, x, y, sparsity=0.5, structured=True, within=holes)
     assert all(not (both[name] & ~holes[name]).any() for name in first)
-    with pytest.raises(ValueError, match="the mask so far keeps only"):
+    with pytest.raises(ValueError, match="within= keeps"):
         snip.prune(model, x, y, sparsity=0.2, structured=True, within=first)
 
 
