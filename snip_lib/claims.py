@@ -1,26 +1,38 @@
 """Claims: what the paper says, what the rows say, and the verdict between them.
 
 ``claims.csv`` holds the criteria, committed before the rows they judge; ``paper.csv`` the published
-numbers. Dense and pruned networks are paired by seed; "no loss" is an equivalence claim, so it needs
-two one-sided tests, and several sparsities in one claim Holm's correction.
+numbers. In reading order: statistics; how a line of ``claims.csv`` becomes runs (`claimed_runs`) and
+tests; one function a kind of claim (`KINDS`); verdicts; and what the front pages show of them.
 """
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, rows_of, sweep
+from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, sweep
+from .tables import Cell, Table, cell, difference, digits, estimate, interval, paired, settled, table
+from .tables import cost_table as cost_table  # chapters ask `claims` for their tables
+from .tables import error_table as error_table
+from .tables import group_table as group_table
+from .tables import layer_table as layer_table
+from .tables import rate_table as rate_table
+from .tables import reporting_table as reporting_table
 
 FOLDER = Path("results")  # beside the chapters, wherever the rows themselves go
 RATES = (0.1, 0.03, 0.01)  # the protocol's learning rate, and where to go when it diverges
 RATE_SEEDS = 5
+SEEDS = range(20)  # as many as the paper's Figure 1 and Table 3 have
 SIGNIFICANCE = 0.05
-NAMES = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5-Caffe"}
+DENSE_FITS = 0.1  # training loss: until the dense network is there, others cannot be said not to fit
+NAMES = {
+    **{"lenet300": "LeNet-300-100", "lenet5": "LeNet-5-Caffe", "alexnet_s": "AlexNet-s", "alexnet_b": "AlexNet-b"},
+    **{"vgg_c": "VGG-C", "vgg_d": "VGG-D", "vgg_like": "VGG-like", "wrn_16_8": "WRN-16-8", "wrn_16_10": "WRN-16-10"},
+    **{"wrn_22_8": "WRN-22-8", "lstm_s": "LSTM-s", "lstm_b": "LSTM-b", "gru_s": "GRU-s", "gru_b": "GRU-b"},
+}
 
 
 def published() -> pd.DataFrame:
@@ -36,23 +48,11 @@ def criteria() -> pd.DataFrame:
 # ------------------------------------------------------------------------------------ statistics
 
 
-def interval(values: Iterable[float]) -> tuple[float, float, float]:
-    """Return the mean and the ends of its 95 % interval (Student's t); NaN ends below two values."""
-    from scipy import stats
-
-    values = pd.Series(list(values), dtype=float)
-    mean, n = values.mean(), len(values)
-    if n < 2:
-        return mean, math.nan, math.nan
-    half = stats.t.ppf(0.975, n - 1) * values.std() / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
 def p_above(values: Iterable[float], bound: float) -> float:
     """Return the p-value of the one-sided t test that the mean lies above `bound`."""
     from scipy import stats
 
-    values = pd.Series(list(values), dtype=float)
+    values = pd.Series(list(values), dtype=float).round(10)  # differences that are equal are so to the last bit
     if len(values) < 2:
         return 1.0
     if values.std() == 0:
@@ -77,13 +77,10 @@ def holm(p_values: Iterable[float]) -> list[float]:
     return corrected
 
 
-# ---------------------------------------------------------------------------------- experiments
-
-
 def stable_rate(run: Run, profile: str, get: Callable[[list[Run]], pd.DataFrame]) -> float:
     """Return the largest of 0.1, 0.03, 0.01 at which none of 5 dense seeds of `run` diverges.
 
-    The rule for a protocol that diverges (claims L1, L2). `get` returns the rows of runs:
+    The rule for a protocol that diverges (the claims L1, L2, ...). `get` returns the rows of runs:
     `runs.rows_of`, or `collect` with its options, which trains what is missing.
     """
     for rate in RATES:
@@ -93,148 +90,283 @@ def stable_rate(run: Run, profile: str, get: Callable[[list[Run]], pd.DataFrame]
     raise ValueError(f"{run.model} on {run.dataset} diverges at every rate of {RATES}: no rate to train at.")
 
 
-def paired_differences(rows: pd.DataFrame, sparsity: float) -> pd.Series:
-    """Return test error of the pruned minus that of the dense network, in points, for each seed that has both."""
-    settled = rows[~rows["diverged"].astype(bool)]
-    errors = settled.pivot_table(index="seed", columns="sparsity", values="test_error")
-    if sparsity not in errors or 0.0 not in errors:
-        return pd.Series(dtype=float)
-    return (errors[sparsity] - errors[0.0]).dropna()
+# -------------------------------------------------------------------------- from a claim to rows
 
 
-def error_table(rows: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Return one line a sparsity: seeds, diverged runs, error, difference to dense, the paper's error.
+@dataclass(frozen=True)
+class Test:
+    """One comparison of a claim: what the rows say, and what the criterion says of it."""
 
-    `rows` are of one model and data set, `paper` lines of `published()`. Errors are in percent, mean ±
-    sample sd over the runs that did not diverge; differences in points, paired by seed, with their
-    95 % interval.
+    n: int  # seeds, or pairs of seeds
+    p: float  # of the statistical test; 0 or 1 where the criterion is about every single seed
+    refuted: bool  # the 95 % interval lies wholly outside of what the claim allows, or a single seed does
+    said: Cell
+    barred: str = ""  # why these rows can say nothing
+    where: str = ""  # which comparison this is
+    left_out: int = 0  # runs that diverged
+    met: bool = False  # p < 0.05 after Holm's correction over the claim
+
+
+def finder() -> Callable[[Iterable[Run]], pd.DataFrame]:
+    """Read every row once; return a function from runs to the rows there are of them, like `runs.rows_of`."""
+    rows = read_rows(results_folder()).values()
+    known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in rows}
+    columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]
+    columns += ["effective_sparsity", "mask_sha", "picture", "mean_image", "scoring_seconds", "seconds"]
+    return lambda runs: pd.DataFrame([known[r] for r in runs if r in known], columns=columns, dtype=object)
+
+
+def settings(text: str) -> list[dict]:
+    """Read ``name=a|b name=c``, fields of `Run`: every combination of the alternatives."""
+    chosen = []
+    for part in text.split():
+        name, _, values = part.partition("=")
+        if name not in DEFAULTS or not values:
+            raise ValueError(f"claims.csv: {part!r} should be name=value, with the name of a field of Run.")
+        kind = type(DEFAULTS[name])
+        read = {"true": True, "false": False}.__getitem__ if kind is bool else kind
+        chosen.append([(name, read(value)) for value in values.split("|")])
+    return [dict(choice) for choice in itertools.product(*chosen)]
+
+
+def own_length(line: pd.Series) -> bool:
+    """Return whether a claim states a length of its own, shorter than the protocol's 125,000 steps."""
+    return any(fields.get("steps", DEFAULTS["steps"]) < DEFAULTS["steps"] for fields in settings(line["fields"]))
+
+
+def claimed_runs(line: pd.Series, profile: str, find: Callable) -> Iterator[tuple[str, Run, Run | None]]:
+    """Yield every comparison of a line of ``claims.csv``: in words, our run, and the run it is compared with.
+
+    Our run is ``Run(model, dataset, sparsity)`` with the line's `fields`. The other one is ours with `against`
+    on top; where that is empty, the dense network of our run; and None for the kinds of `ALONE`. Several
+    models are separated by blanks, alternatives by ``|``: each is a comparison of its own, at each sparsity.
+
+    A run that is trained by SGD has the stable rate of its model and data set at this profile (`stable_rate`,
+    with the fields of their line of kind `learning_rate`), unless the claim gives `lr`.
+
+    Runs are scaled to the profile, and so are longer ones (train, prune, retrain) and those of CIFAR-10. But
+    where `fields` has fewer steps than the protocol's 125,000 (none, or the 60,000 of Section 5.6), the claim
+    states its own length (`own_length`): its runs are as declared, and the profile does not limit its verdict.
     """
-    lines = []
-    for sparsity, group in rows.groupby("sparsity"):
-        settled = group.loc[~group["diverged"].astype(bool), "test_error"]
-        printed = paper[(paper["sparsity"] == sparsity) & (paper["quantity"] == "test_error")]["value"]
-        mean, low, high = interval(paired_differences(rows, sparsity))
-        ends = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""  # no interval from one seed
-        lines.append(
-            {
-                "sparsity %": f"{100 * sparsity:g}",
-                "n": len(settled),
-                "diverged": int(group["diverged"].sum()),
-                "test error %": spread(settled),
-                "pruned − dense": f"{mean:+.2f}{ends}" if sparsity and mean == mean else "",
-                "paper": " / ".join(f"{v:.1f}" for v in printed.unique()),
-            }
-        )
-    columns = ["sparsity %", "n", "diverged", "test error %", "pruned − dense", "paper"]
-    return pd.DataFrame(lines, columns=columns).set_index("sparsity %")
+    varied = {part.split("=")[0] for part in f"{line['fields']} {line['against']}".split() if "|" in part}
+    choices = itertools.product(line["model"].split(), settings(line["fields"]), settings(line["against"]))
+    for model, ours, theirs in choices:
+        base = {"model": model, "dataset": line["dataset"], **ours}
+        if "lr" not in ours and ours.get("optimizer") != "adam" and ours.get("steps") != 0:
+            base["lr"] = _rate(model, line["dataset"], profile, find)
+        for sparsity in map(float, line["sparsities"].split()):
+            words = [NAMES[model]] if " " in line["model"] else []
+            words += [f"{name}={value}" for name, value in ours.items() if name in varied and name not in theirs]
+            words += [f"{name}={ours.get(name)} against {value}" for name, value in theirs.items() if name in varied]
+            runs = [Run(**base, sparsity=sparsity)]
+            if line["kind"] not in ALONE:
+                runs.append(Run(**{**base, "sparsity": sparsity if theirs else 0.0, **theirs}))
+            if not own_length(line):
+                runs = at_profile(profile, runs)
+            yield ", ".join([*words, f"at {100 * sparsity:g} %"]), runs[0], (*runs, None)[1]
 
 
-def group_table(
-    groups: dict[str, pd.DataFrame],
-    *,
-    dense: pd.DataFrame | None = None,
-    paper: dict[str, str] | None = None,
-    label: str = "method",
-) -> pd.DataFrame:
-    """Return one line a group of rows: seeds, diverged runs, error, difference to dense, the paper's number.
+def _rate(model: str, dataset: str, profile: str, find: Callable) -> float:
+    lines = criteria()
+    lines = lines[(lines["kind"] == "learning_rate") & (lines["model"] == model) & (lines["dataset"] == dataset)]
+    (fields,) = settings(lines.iloc[0]["fields"] if len(lines) else "")
+    return stable_rate(Run(model, dataset, **fields), profile, find)
 
-    Errors are in percent, mean ± sample sd over the runs that did not diverge; "pruned − dense" is in points,
-    paired by seed, with its 95 % interval, if the rows of the `dense` network are given. `paper` is what the
-    paper prints for a group. A group without rows is "not run yet". The index is called `label`.
+
+# Rows that were there when a criterion about a single group of runs was written do not judge it.
+SINCE = {"C13": "2026-11-21T09:55:24Z"}
+
+
+def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
+    """Return the tests of a claim by the rows there are at a profile: one a comparison, or one a model (`POOLED`).
+
+    Where networks are compared with their dense ones or with a number, runs that diverged are left out and
+    counted. Where two ways to prune are compared (`against`), every run counts with the error that it ended
+    with: leaving failures out would favour the way that fails.
     """
-    lines = []
-    for name, rows in groups.items():
-        settled = rows[~rows["diverged"].astype(bool)]
-        line = {label: name, "n": len(settled), "diverged": int(rows["diverged"].sum())}
-        line["test error %"] = spread(settled["test_error"]) if len(rows) else "not run yet"
-        if dense is not None:
-            reference = dense[~dense["diverged"].astype(bool)].set_index("seed")["test_error"]
-            values = (settled.set_index("seed")["test_error"] - reference).dropna()
-            mean, low, high = interval(values)
-            ends = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""  # no interval from one seed
-            line["pruned − dense"] = f"{mean:+.2f}{ends}" if mean == mean else ""
-        if paper is not None:
-            line["paper"] = paper.get(name, "")
-        lines.append(line)
-    return pd.DataFrame(lines).set_index(label)
+    judge_kind, keep_all = KINDS[line["kind"]][0], line["against"] and line["kind"] != "differs"
+    pools: dict[str, list] = {}
+    for where, run, other in claimed_runs(line, profile, find):
+        pair = [find(sweep(r, seed=SEEDS)) if r else None for r in (run, other)]
+        if line.name in SINCE:
+            pair[0] = pair[0][pair[0]["time"] >= SINCE[line.name]]
+        pools.setdefault(NAMES[run.model] if line["kind"] in POOLED else where, []).append(pair)
+    tests = []
+    for where, pairs in pools.items():
+        found = [None if rows[0] is None else pd.concat(rows) for rows in zip(*pairs, strict=True)]
+        used = [rows if rows is None or keep_all else settled(rows) for rows in found]
+        left_out = sum(len(a) - len(b) for a, b in zip(found, used, strict=True) if a is not None)
+        tests.append(replace(judge_kind(*used, line), where=where, left_out=left_out))
+    corrected = holm(test.p for test in tests)
+    return [replace(test, met=p < SIGNIFICANCE) for test, p in zip(tests, corrected, strict=True)]
 
 
-def rate_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one line a learning rate: how many dense runs diverged, and the error of the others."""
-    lines = [
-        {
-            "learning rate": f"{rate:g}",
-            "dense runs": len(group),
-            "diverged": int(group["diverged"].sum()),
-            "test error %": spread(group.loc[~group["diverged"].astype(bool), "test_error"]),
-        }
-        for rate, group in rows.groupby("lr", sort=False)
-    ]
-    return pd.DataFrame(lines, columns=["learning rate", "dense runs", "diverged", "test error %"]).set_index(
-        "learning rate"
+# ------------------------------------------------------------------------------ kinds of claims
+
+
+def value(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
+    """The mean test error lies within the margin around the paper's: two one-sided tests."""
+    paper, margin, errors = float(line["paper"]), float(line["margin"]), ours["test_error"].astype(float)
+    _, low, high = interval(errors)
+    said = estimate(errors, "mean test_error", ours, sign="")
+    return Test(len(errors), p_within(errors - paper, margin), low > paper + margin or high < paper - margin, said)
+
+
+def no_loss(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """The mean difference of the test error, paired by seed, lies within ± the margin: two one-sided tests."""
+    gaps, margin = paired(ours, theirs), float(line["margin"])
+    _, low, high = interval(gaps)
+    return Test(len(gaps), p_within(gaps, margin), low > margin or high < -margin, difference(ours, theirs))
+
+
+def no_worse(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """The mean difference of the test error, paired by seed, lies below the margin: one-sided."""
+    gaps, margin = paired(ours, theirs), float(line["margin"])
+    return Test(len(gaps), p_above(-gaps, -margin), interval(gaps)[1] > margin, difference(ours, theirs))
+
+
+def better(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """The mean difference of the test error, paired by seed, lies below minus the margin: one-sided."""
+    gaps, margin = paired(ours, theirs), float(line["margin"])
+    return Test(len(gaps), p_above(-gaps, margin), interval(gaps)[1] > -margin, difference(ours, theirs))
+
+
+def worse(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """The mean difference of the test error, paired by seed, lies above the margin: one-sided."""
+    gaps, margin = paired(ours, theirs), float(line["margin"])
+    return Test(len(gaps), p_above(gaps, margin), interval(gaps)[2] < margin, difference(ours, theirs))
+
+
+def differs(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """The mean difference of the last training loss, paired by seed, lies above + or below - the margin.
+
+    Two-sided: met if the 95 % interval lies wholly on one side, refuted if it lies wholly between.
+    """
+    gaps, margin = paired(ours, theirs, "train_loss"), float(line["margin"])
+    p = min(1.0, 2 * min(p_above(gaps, margin), p_above(-gaps, margin)))
+    _, low, high = interval(gaps)
+    said = difference(ours, theirs, "train_loss")
+    return Test(len(gaps), p, -margin < low and high < margin, said)
+
+
+def _each(allowed: pd.Series, said: Cell, **more) -> Test:
+    """Return the test that every single seed is `allowed`: one that is not refutes it."""
+    return Test(len(allowed), 0.0 if len(allowed) and allowed.all() else 1.0, not allowed.all(), said, **more)
+
+
+def cost(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
+    """In every run, scoring takes less than this share of all its seconds."""
+    shares = ours["scoring_seconds"] / ours["seconds"]
+    said = cell(f"{digits(100 * shares.max(), 3)} %", "largest percent scoring_seconds of seconds", ours)
+    return _each(shares < float(line["margin"]), said)
+
+
+def same_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """For every seed the two masks are the same, bit by bit."""
+    pairs = ours.merge(theirs, on="seed")
+    equal = pairs["mask_sha_x"] == pairs["mask_sha_y"]
+    said = cell(f"{equal.sum()} of {len(equal)}", "equal mask_sha", tuple(pairs["key_x"]), tuple(pairs["key_y"]))
+    return _each(equal, said)
+
+
+def other_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """For every seed, more than this share of the kept connections is kept in another layer.
+
+    The share is half the sum over layers of the absolute difference of what they keep, over all that is kept.
+    """
+    pairs = ours.merge(theirs, on="seed")
+    moved = pd.Series(
+        [
+            sum(abs(n - b[layer]) for layer, n in a.items()) / 2 / sum(a.values())
+            for a, b in zip(pairs["kept_x"], pairs["kept_y"], strict=True)
+        ],
+        dtype=float,
     )
+    least = f"{digits(100 * moved.min())} %"
+    said = cell(least, "least percent moved kept", tuple(pairs["key_x"]), tuple(pairs["key_y"]))
+    return _each(moved > float(line["margin"]), said)
 
 
-def reporting_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, by sparsity, the error at the last step and what two other ways to report it would give.
+def follows_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
+    """Over classes, the kept connections of a pixel go with the mean image of the class that was scored.
 
-    *best validation*: the test error where the validation error was lowest; *best test*: the lowest
-    test error of the last five checkpoints, as the released code reports; both in percent.
+    For each class: the correlation over pixels of the connections kept with its own mean image, minus the
+    mean of those with the other classes' images. A one-sided t test that the mean over classes is above the
+    margin; n counts classes.
     """
-    settled = rows[~rows["diverged"].astype(bool)]
-    ways = {"test_error": "last step", "test_error_best_val": "best validation", "test_error_best5": "best test"}
-    means = settled.groupby("sparsity")[list(ways)].mean().rename(columns=ways)
-    means["last − best test"] = means["last step"] - means["best test"]
-    means.index = [f"{100 * s:g}" for s in means.index]
-    return means.rename_axis("sparsity %").map("{:.2f}".format)
+    shown = ours.dropna(subset=["picture"])
+    pictures = pd.DataFrame({row.score_class: next(iter(row.picture.values())) for row in shown.itertuples()})
+    images = pd.DataFrame({row.score_class: row.mean_image for row in shown.itertuples()})
+    contrasts = []
+    for digit in pictures:
+        with_images = images.corrwith(pictures[digit])
+        contrasts.append(with_images[digit] - with_images.drop(digit).mean())
+    contrasts, margin = pd.Series(contrasts, dtype=float).dropna(), float(line["margin"])
+    said = estimate(contrasts, "class contrast of picture", shown)
+    return Test(len(contrasts), p_above(contrasts, margin), interval(contrasts)[2] < margin, said)
 
 
-def layer_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean number of weights kept per layer, of all biases, and the effective sparsity."""
-    pruned = rows[rows["sparsity"] > 0]
-    lines = [
-        {layer.removesuffix(".weight"): n for layer, n in kept.items() if layer.endswith("weight")}
-        | {"biases": sum(n for layer, n in kept.items() if not layer.endswith("weight"))}
-        for kept in pruned.get("kept", [])
-    ]
-    means = pd.DataFrame(lines, index=pruned["sparsity"]).groupby(level=0).mean().round().astype(int)
-    means["effective sparsity %"] = [f"{100 * s:.2f}" for s in pruned.groupby("sparsity")["effective_sparsity"].mean()]
-    means.index = [f"{100 * s:g}" for s in means.index]
-    return means.rename_axis("sparsity %")
+def fits(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
+    """The training loss at the last step is below this for every seed."""
+    losses = ours["train_loss"].astype(float)
+    said = cell(digits(losses.max(), 3), "largest train_loss", ours)
+    return _each(losses < float(line["margin"]), said)
 
 
-def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, by network, how many runs there are, their steps, seconds, `fingerprint` and device."""
-    groups = rows.groupby("model", sort=False)
-    table = pd.DataFrame(
-        {
-            "runs": groups.size(),
-            "steps a run": groups["steps"].max(),
-            "seconds a run (median)": groups["seconds"].median().round(0),
-            "hours in all": (groups["seconds"].sum() / 3600).round(2),
-            "fingerprint": [fingerprint(group) for _, group in groups],
-            "device": groups["device"].agg(lambda names: ", ".join(sorted(set(names)))) if len(rows) else [],
-        }
-    )
-    return table.rename_axis("network")
+def does_not_fit(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """The training loss at the last step is above this for every seed, where the dense network ends below 0.1."""
+    losses, dense = ours["train_loss"].astype(float), theirs["train_loss"].astype(float)
+    barred = "" if (dense < DENSE_FITS).all() else "too short, the dense network does not fit either"
+    barred = barred if len(dense) else "the dense network is not run yet"
+    said = cell(digits(losses.min(), 3), "smallest train_loss", ours)
+    return _each(losses > float(line["margin"]), said, barred=barred)
 
 
-def fingerprint(rows: pd.DataFrame) -> str:
-    """Return 8 hex digits that change with anything in any of the rows, so that a page is tied to them."""
-    # Defaults do not count, so that a new field of `Run` leaves the fingerprints of old rows alone.
-    known = [
-        {name: v for name, v in row.items() if v is not None and v == v and v != DEFAULTS.get(name)}
-        for row in rows.to_dict("records")
-    ]
-    text = "\n".join(sorted(json.dumps(row, sort_keys=True) for row in known))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def disconnects(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """The other way disconnects a network in some seed, and ours does so less often: Fisher's exact test.
+
+    *Disconnected*: nothing that is kept lies on a path from input to output, or a layer keeps no weight. Masks
+    of one model are pooled over the sparsities of the claim; the intervals are 95 % binomial (exact) ones.
+    """
+    from scipy import stats
+
+    words, table_of_two = [], []
+    for rows in (ours, theirs):
+        cut = sum(row.effective_sparsity == 1 or _empty_layer(row.kept) for row in rows.itertuples())
+        if len(rows):
+            ends = stats.binomtest(cut, len(rows)).proportion_ci(0.95)
+            words.append(f"{cut} of {len(rows)} [{digits(100 * ends.low, 1)}, {digits(100 * ends.high, 1)}] %")
+        table_of_two.append([len(rows) - cut, cut])
+    less, more = (stats.fisher_exact(table_of_two, alternative=side).pvalue for side in ("greater", "less"))
+    never = len(theirs) > 0 and table_of_two[1][1] == 0
+    n = min(sum(rows["sparsity"] == float(s)) for rows in (ours, theirs) for s in line["sparsities"].split())
+    said = cell(" against ".join(words), "disconnected", ours, theirs)
+    return Test(n, less, never or more < SIGNIFICANCE, said)
 
 
-def spread(values: pd.Series) -> str:
-    """Return "mean ± sample sd" with two decimals."""
-    if len(values) == 0:
-        return "–"
-    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+def _empty_layer(kept: dict[str, int]) -> bool:
+    return any(n == 0 for name, n in kept.items() if name.endswith("weight"))
+
+
+KINDS = {  # of claims: the test, what it is about, and the criterion in words
+    "value": (value, "test error {said} %", "within {margin} of {paper}"),
+    "no_loss": (no_loss, "difference {said} points", "within ±{margin}"),
+    "no_worse": (no_worse, "difference {said} points", "below +{margin}"),
+    "better": (better, "difference {said} points", "below 0"),
+    "worse": (worse, "difference {said} points", "above +{margin}"),
+    "differs": (differs, "difference of the training loss {said}", "outside of ±{margin}"),
+    "cost": (cost, "scoring takes at most {said} of a run", "below {percent:g} % in every run"),
+    "same_mask": (same_mask, "the same mask for {said} seeds", "the same for every seed"),
+    "other_mask": (other_mask, "at least {said} of what is kept changes layer", "above {percent:g} % for every seed"),
+    "follows_class": (follows_class, "own class minus others {said}", "above {margin}"),
+    "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
+    "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
+    "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),
+}
+ALONE = ("value", "cost", "follows_class", "fits")  # compare with nothing
+POOLED = ("follows_class", "disconnects")  # one test a model
+OF_ERRORS = ("value", "no_loss", "no_worse", "better", "worse")
+OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "fits", "does_not_fit")  # one seed suffices to judge
 
 
 # -------------------------------------------------------------------------------------- verdicts
@@ -249,158 +381,236 @@ class Verdict:
     statement: str
     evidence: str
     met: bool  # the data meet the criterion, whatever else holds the verdict back
+    profile: str  # that its rows are of; "own": the claim states its own length
+    n: int  # seeds of the test that has fewest
+    tests: tuple[Test, ...] = field(default=(), repr=False)
+    limits: tuple[str, ...] = field(default=(), repr=False)  # why it cannot be better than in part
 
     def _repr_markdown_(self) -> str:
         return f"**{self.claim} {self.verdict}:** {self.statement} *Evidence:* {self.evidence}."
 
 
-@dataclass(frozen=True)
-class Test:
-    """One sparsity of a claim: seeds, the mean with its 95 % interval, and what the criterion says."""
+def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
+    """Judge one line of ``claims.csv`` by the rows that `find` (see `finder`) gives at one profile.
 
-    sparsity: float
-    n: int
-    mean: float
-    low: float
-    high: float
-    p: float
-    refuted: bool  # the interval lies wholly outside of what the claim allows
-
-
-def _test(line: pd.Series, rows: pd.DataFrame, sparsity: float) -> Test:
-    margin = float(line["margin"])
-    if line["kind"] == "value":
-        settled = rows[(rows["sparsity"] == sparsity) & ~rows["diverged"].astype(bool)]
-        values, offset = settled["test_error"], float(line["paper"])
-    else:
-        values, offset = paired_differences(rows, sparsity), 0.0
-    mean, low, high = interval(values)
-    if line["kind"] == "better":
-        p, refuted = p_above(-values, 0.0), low > 0
-    else:
-        p, refuted = p_within(values - offset, margin), low > offset + margin or high < offset - margin
-    return Test(sparsity, len(values), mean, low, high, p, refuted)
-
-
-def judge(claim: str, rows: pd.DataFrame, *, profile: str, baseline: bool = True) -> Verdict:
-    """Judge one claim of ``claims.csv`` by rows of one profile, each model at one learning rate.
-
-    Every sparsity of the claim is one test: *value*: the mean error lies within the margin around the
-    paper's; *no_loss*: the paired difference to dense lies within the margin; *better*: it is below 0.
-    A test is met if p < 0.05 after Holm's correction, refuted if the 95 % interval lies wholly outside.
-    All met: reproduced; some: in part; none, and one refuted: not reproduced; else undecided, which is
-    *not tested*. At most *in part*: fewer seeds than `min_n`, a diverged run, another profile than
-    `paper`, and a dense network that does not agree with the paper's (`baseline` False).
+    A test is met if p < 0.05 after Holm's correction over the claim, refuted if the 95 % interval lies wholly
+    outside of what the claim allows. All met: reproduced; some: in part; none, and one refuted: not
+    reproduced; else undecided, which is *not tested*. At most *in part*: fewer seeds than `min_n`, diverged
+    runs left out, another profile than `paper`, and a dense network not shown to agree with the paper's.
     """
-    line = criteria().loc[claim]
-    rows = rows[(rows["model"] == line["model"]) & (rows["dataset"] == line["dataset"])]
-    tests = [_test(line, rows, float(s)) for s in line["sparsities"].split()]
-    fewest = min(t.n for t in tests)
-    if profile == "smoke" or fewest < 2:
-        why = "the smoke profile" if profile == "smoke" else "fewer than two seeds"
-        return Verdict(claim, f"not tested ({why})", line["statement"], "no evidence", False)
 
-    met = [p < SIGNIFICANCE for p in holm(t.p for t in tests)]
-    dense = [0.0] if line["kind"] != "value" else []
-    diverged = int(rows.loc[rows["sparsity"].isin([*dense, *(t.sparsity for t in tests)]), "diverged"].sum())
+    def verdict(words: str, tests=(), evidence: str = "no evidence", met: bool = False, limits=()) -> Verdict:
+        fewest = min((test.n for test in tests), default=0)
+        length = "own" if own_length(line) else profile
+        told = (line.name, words, line["statement"], evidence, met, length, fewest)
+        return Verdict(*told, tuple(tests), tuple(limits))
+
+    if profile == "smoke":
+        return verdict("not tested (the smoke profile)")
+    tests = tests_of(line, profile, find)
+    too_few = [test for test in tests if test.n < (1 if line["kind"] in OF_SINGLE_SEEDS else 2)]
+    barred = [test.barred for test in tests if test.barred]
+    if not any(test.n or test.left_out for test in tests):
+        return verdict("not tested (not run yet)", tests)
+    if too_few:
+        return verdict(f"not tested (too few seeds in {len(too_few)} of {len(tests)} tests)", tests)
+    if barred:
+        return verdict(f"not tested ({barred[0]})", tests)
+
+    fewest, left_out = min(test.n for test in tests), sum(test.left_out for test in tests)
     limits = {
         f"only {fewest} seeds": fewest < int(line["min_n"]),
-        f"{diverged} diverged runs": diverged > 0,
-        f"the {profile} profile": profile != "paper",
-        "a dense network that does not agree with the paper's": not baseline,
+        f"{left_out} diverged runs": left_out > 0,
+        f"the {profile} profile": profile != "paper" and not own_length(line),
+        "a dense network not shown to agree with the paper's": not _baseline_agrees(line, profile, find),
     }
     limits = [why for why, applies in limits.items() if applies]
-    if all(met):
-        verdict = "in part" if limits else "reproduced"
-    elif any(met):
-        verdict = "in part"
-    elif any(t.refuted for t in tests):
-        verdict = "not reproduced"
+    met = sum(test.met for test in tests)
+    if met == len(tests):
+        words = "in part" if limits else "reproduced"
+    elif met:
+        words = "in part"
+    elif any(test.refuted for test in tests):
+        words = "not reproduced"
     else:
-        verdict = "not tested (undecided, the intervals cross the margin)"
-
-    words = {
-        "value": f"test error {{:.2f}} % [{{:.2f}}, {{:.2f}}] against {line['paper']} ± {line['margin']}",
-        "no_loss": f"pruned − dense {{:+.2f}} points [{{:+.2f}}, {{:+.2f}}], to lie within ±{line['margin']}",
-        "better": "pruned − dense {:+.2f} points [{:+.2f}, {:+.2f}], to lie below 0",
-    }[line["kind"]]
-    worst = max(tests, key=lambda t: t.p)
-    evidence = f"{words.format(worst.mean, worst.low, worst.high)} at {100 * worst.sparsity:g} %, n = {worst.n}"
+        words = "not tested (undecided, the intervals cross the margin)"
+    weakest = _weakest(tests)
+    evidence = f"{KINDS[line['kind']][1].format(said=weakest.said)}, criterion: {_words(line)}"
+    evidence += f"; {weakest.where}, n = {weakest.n}"
     if len(tests) > 1:
-        evidence = f"met at {sum(met)} of {len(tests)} sparsities, the weakest: {evidence}"
+        evidence = f"met in {met} of {len(tests)} tests, the weakest: {evidence}"
     if limits:
         evidence += f"; limited by {', '.join(limits)}"
-    return Verdict(claim, verdict, line["statement"], evidence, all(met))
+    return verdict(words, tests, evidence, met == len(tests), limits)
+
+
+def _words(line: pd.Series) -> str:
+    return KINDS[line["kind"]][2].format(**line, percent=100 * float(line["margin"] or 0))
+
+
+def _weakest(tests: Iterable[Test]) -> Test:
+    return max(tests, key=lambda test: (test.p, test.refuted))
+
+
+def _baseline_agrees(line: pd.Series, profile: str, find: Callable) -> bool:
+    """Return whether the dense network of a claim's runs has the paper's error, where the paper prints one.
+
+    It prints one for the claims of a dense network's *value*, and for those of *no_loss* with a number.
+    """
+    lines = criteria()
+    lines = lines[(lines["paper"] != "") & ((lines["kind"] == "no_loss") | (lines["sparsities"] == "0"))]
+    lines = lines[lines["model"].isin(line["model"].split()) & (lines["dataset"] == line["dataset"])]
+    if line["kind"] not in OF_ERRORS or line["sparsities"] == "0":
+        return True
+    starts = {replace(run, sparsity=0.0) for _, run, _ in claimed_runs(line, profile, find)}
+    for _, other in lines.iterrows():
+        dense = next(replace(run, sparsity=0.0) for _, run, _ in claimed_runs(other, profile, find))
+        rows = settled(find(sweep(dense, seed=SEEDS)))
+        if dense in starts and value(rows, None, other).p >= SIGNIFICANCE:
+            return False
+    return True
 
 
 def judge_chapter(chapter: str, *, profile: str) -> list[Verdict]:
-    """Judge every claim of a chapter by the rows there are, in the order of ``claims.csv``: dense networks first."""
-    lines = criteria()
+    """Judge every claim of a chapter by the rows there are at one profile, in the order of ``claims.csv``."""
+    lines, find = criteria(), finder()
     lines = lines[(lines["chapter"] == chapter) & (lines["kind"] != "learning_rate")]
-    rows = claimed_rows(chapter, profile)
-    agrees, verdicts = {}, []
-    for claim, line in lines.iterrows():
-        if (
-            line["kind"] not in ("value", "no_loss", "better")
-            or line["fields"]
-            or line["against"]
-            or " " in line["model"]
-        ):
-            verdicts.append(Verdict(claim, "not tested (not run yet)", line["statement"], "no evidence", False))
-            continue
-        is_dense = line["kind"] == "value" and line["sparsities"] == "0"
-        verdict = judge(claim, rows, profile=profile, baseline=is_dense or agrees.get(line["model"], True))
-        if is_dense:
-            agrees[line["model"]] = verdict.met
-        verdicts.append(verdict)
-    return verdicts
-
-
-def claimed_rows(chapter: str, profile: str, *, seeds: int = 20) -> pd.DataFrame:
-    """Return the rows there are of what the claims of a chapter are about, each model at its stable rate."""
-    lines = criteria()
-    lines = lines[(lines["chapter"] == chapter) & (lines["fields"] == "") & (lines["against"] == "")]
-    lines = lines[~lines["model"].str.contains(" ")]
-    found = [rows_of([])]
-    for (model, dataset), group in lines.groupby(["model", "dataset"]):
-        run = Run(model, dataset)
-        run = replace(run, lr=stable_rate(run, profile, rows_of))
-        sparsities = sorted({float(s) for text in group["sparsities"] for s in text.split()})
-        found.append(rows_of(at_profile(profile, sweep(run, sparsity=sparsities, seed=range(seeds)))))
-    return pd.concat(found, ignore_index=True)
+    return [judge(line, profile, find) for _, line in lines.iterrows()]
 
 
 def verdicts() -> list[Verdict]:
-    """Judge every claim there is by the committed rows, chapter by chapter, at the best complete profile."""
+    """Judge every claim there is, each at the best profile of its own.
+
+    That is `paper` where each of its tests has the seeds that it needs there, else the profile with more seeds.
+    """
+    lines, find = criteria(), finder()
     judged = []
-    for chapter in criteria()["chapter"].unique():
-        paper = judge_chapter(chapter, profile="paper")
-        complete = not any(v.verdict.startswith("not tested") or "only" in v.evidence for v in paper)
-        judged += paper if complete else judge_chapter(chapter, profile="short")
+    for _, line in lines[lines["kind"] != "learning_rate"].iterrows():
+        paper, short = (judge(line, profile, find) for profile in ("paper", "short"))
+        judged.append(paper if paper.n >= min(int(line["min_n"]), max(short.n, 1)) else short)
     return judged
 
 
+# --------------------------------------------------------------- what the front pages show of them
+
+WORDS = ("reproduced", "in part", "not reproduced", "not tested")
+
+
+class Linked(Table):
+    """A table shown as Markdown, so that its links lead to chapters wherever it is read."""
+
+    _repr_html_ = None
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.columns, ["---"] * self.shape[1], *self.to_numpy()]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def chapter_link(text: str, chapter: str, folder: str = "") -> str:
+    """Return a Markdown link to the verdicts of a chapter, or the text alone while there is no such chapter."""
+    page = FOLDER.parent / f"{chapter}.ipynb"
+    heading = re.search(r'"## (Verdicts?)\b', page.read_text(encoding="utf-8")) if page.exists() else None
+    return f"[{text}]({folder}{page.name}#{heading[1].lower()})" if heading else text
+
+
+def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
+    """Return one line a claim of a chapter: the paper's number, ours in the weakest test, criterion, verdict."""
+    lines, found = criteria(), []
+    for v in judged:
+        line, weakest = lines.loc[v.claim], _weakest(v.tests) if v.n else None
+        if line["chapter"] != chapter:
+            continue
+        shown = {"claim": f"{chapter_link(v.claim, chapter)} ({line['section']}): {v.statement}"}
+        shown |= {"paper": line["paper"] or "–", "ours": "–", "n": "0", "where": "–"}
+        if weakest:
+            said = weakest.said
+            shown["ours"] = cell(KINDS[line["kind"]][1].format(said=said), said.how, *said.keys)
+            shown["n"] = cell(str(weakest.n), "fewest seeds", *said.keys)
+            shown["where"] = weakest.where + (f" (the weakest of {len(v.tests)} tests)" if len(v.tests) > 1 else "")
+        shown["criterion"] = _words(line)
+        shown["verdict"] = f"**{v.verdict}**" + (f", limited by {', '.join(v.limits)}" if v.limits else "")
+        found.append(shown | {"profile": v.profile if v.n else "–"})
+    return Linked(found, dtype=object)
+
+
+def learning_rates() -> Table:
+    """Return the rate that `stable_rate` gives for each claim of a rate, where the rows of all its seeds are there."""
+    lines, find, found = criteria(), finder(), []
+    for claim, line in lines[lines["kind"] == "learning_rate"].iterrows():
+        run = Run(line["model"], line["dataset"], **settings(line["fields"])[0])
+        shown = {"claim": claim, "network": NAMES[run.model], "data": run.dataset}
+        for profile in ("short", "paper"):
+            rate = stable_rate(run, profile, find)
+            tried = [r for r in RATES if r >= rate][::-1]
+            rows = [find(at_profile(profile, sweep(replace(run, lr=r), seed=range(RATE_SEEDS)))) for r in tried]
+            known = len(rows[0]) == RATE_SEEDS
+            shown[profile] = cell(f"{rate:g}", "stable rate", *rows) if known else "not run yet"
+        found.append(shown)
+    return table(found, "claim")
+
+
+def answer_markdown(judged: list[Verdict]) -> str:
+    """Return in three sentences what SNIP is good for, as far as the verdicts say."""
+    lines = criteria()
+    done = [(lines.loc[v.claim], v.tests) for v in judged if not v.verdict.startswith("not tested")]
+
+    free = []
+    for line, tests in done:
+        if line["kind"] == "no_loss" and not line["against"]:
+            met = list(itertools.takewhile(lambda test: test.met, tests))
+            free += [f"{NAMES[line['model']]} {met[-1].where}"] if met else []
+    first = "No network is shown yet to lose nothing where SNIP prunes it."
+    if free:
+        first = f"One shot before any training costs no more than the margin allows for {', '.join(free)}."
+
+    far = [(line, test) for line, (test, *_) in done if line["kind"] == "value" and line["sparsities"] != "0"]
+    second = "Of the errors that the paper prints for the pruned LeNets, none is tested yet."
+    if far:
+        line, test = max(far, key=lambda pair: abs(float(pair[1].said.split()[0]) - float(pair[0]["paper"])))
+        second = (
+            f"Of the {len(far)} errors that the paper prints for the pruned LeNets, {sum(t.met for _, t in far)} are "
+            f"reached within the margin; the farthest is {NAMES[line['model']]} {test.where}, with "
+            f"{test.said.split()[0]} % where the paper has {line['paper']} %."
+        )
+
+    def tally(chapter: str, kind: str, tested: str, not_yet: str) -> str:
+        tests = [t for line, tests in done if (line["chapter"], line["kind"]) == (chapter, kind) for t in tests]
+        return f"{tested} in {sum(t.met for t in tests)} of {len(tests)} tests" if tests else not_yet
+
+    after = "training first and pruning then"
+    third = tally("03_comparisons", "no_worse", f"It is no worse than {after}", f"It is not compared with {after} yet")
+    steps = "small steps before training"
+    third += "; " + tally("09_snip_it", "better", f"{steps} do better than its one shot", f"{steps} are not tested yet")
+    return " ".join([first, second, third + "."])
+
+
 def summary_markdown() -> str:
-    """Return the verdicts as a Markdown table, each claim linked to its chapter, and what the rows cost."""
-    chapters = criteria()["chapter"]
-    lines = ["| | claim | verdict | evidence |", "|---|---|---|---|"]
-    for v in verdicts():
-        link = f"[{v.claim}](../notebooks/{chapters[v.claim]}.ipynb)"
-        lines.append(f"| {link} | {v.statement} | **{v.verdict}** | {v.evidence} |")
-    rows = pd.DataFrame(list(read_rows(results_folder()).values()), columns=["seconds", "device"])
+    """Return how the verdicts stand, section by section with links to the claims, and what the rows cost."""
+    judged, lines = verdicts(), criteria()
+    table_lines = [f"| | {' | '.join(WORDS)} |", "|---|" + "---|" * len(WORDS)]
+    for chapter, group in lines[lines["kind"] != "learning_rate"].groupby("chapter", sort=False):
+        sections = ", ".join(dict.fromkeys(group["section"]))
+        cells = [[v.claim for v in judged if v.claim in group.index and v.verdict.startswith(w)] for w in WORDS]
+        linked = [", ".join(chapter_link(c, chapter, "../notebooks/") for c in claims) for claims in cells]
+        table_lines.append(f"| {chapter_link(sections, chapter, '../notebooks/')} | {' | '.join(linked)} |")
+    totals = [str(sum(v.verdict.startswith(w) for v in judged)) for w in WORDS]
+    table_lines.append(f"| **all {len(judged)}** | {' | '.join(totals)} |")
+    rows = pd.DataFrame(list(read_rows(results_folder()).values()), columns=["seconds", "device", "steps"])
     devices = ", ".join(f"{device} ({n})" for device, n in rows["device"].value_counts().items())
-    hours = rows["seconds"].sum() / 3600
-    cost = f"Cost so far: {len(rows)} trained networks, {hours:.1f} hours; runs by device: {devices}."
-    return "\n".join([*lines, "", cost, ""])
+    trained = int((rows["steps"] > 0).sum())
+    cost_so_far = (
+        f"Cost so far: {trained} trained networks and {len(rows) - trained} that were only scored, "
+        f"{digits(rows['seconds'].sum() / 3600, 1)} hours; rows by device: {devices}."
+    )
+    return "\n\n".join([answer_markdown(judged), "\n".join(table_lines), cost_so_far, ""])
 
 
 def headline_markdown() -> str:
-    """Return the verdicts in three lines, for the README."""
+    """Return the answer and the verdicts in a few lines, for the README."""
     judged = verdicts()
-    names = ("reproduced", "in part", "not reproduced")
-    lines = []
-    for name in names:
-        claims = [v for v in judged if v.verdict == name]
-        what = "; ".join(f"{v.claim}: {v.statement.rstrip('.')}" for v in claims) or "none"
-        lines.append(f"- **{name}** ({len(claims)} of {len(judged)}): {what}.")
-    return "\n".join(lines) + "\n"
+    found = [answer_markdown(judged), ""]
+    for word in WORDS:
+        claims = [v.claim for v in judged if v.verdict.startswith(word)]
+        named = f": {', '.join(claims)}" if claims and word != "not tested" else ""
+        found.append(f"- **{word}** ({len(claims)} of {len(judged)}){named}")
+    return "\n".join(found) + "\n"

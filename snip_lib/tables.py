@@ -1,0 +1,240 @@
+"""Tables: every number that a page prints, with the rows that it comes from.
+
+A `Cell` is a number as it is printed; it knows how it was computed and the keys of its rows, and a
+`Table` hands that on to the notebook, unseen, where a test recomputes it. Read `claims` next.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Decimal
+
+import pandas as pd
+
+from .runs import DEFAULTS
+
+# -------------------------------------------------------------------------------------- cells
+
+
+class Cell(str):
+    """A result as it is printed; `how` it was computed, and the keys of the rows it comes from.
+
+    `how` is words: a statistic, then a column of the rows. A test computes every cell of every
+    committed page again, from these and the row files alone.
+    """
+
+    how: str
+    keys: tuple[tuple[str, ...], ...]  # one group a set of rows: ours, then theirs
+
+
+MIME = "application/vnd.snip.cells+json"
+
+
+class Table(pd.DataFrame):
+    """A table whose display also carries, unseen, the keys behind each `Cell`: a second MIME type of the output.
+
+    ``rows``: groups of keys; ``cells``: for each cell "line column groups how", the groups as their numbers.
+    """
+
+    @property
+    def _constructor(self):
+        return Table
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        groups, cells = {}, []
+        for i, line in enumerate(self.to_numpy()):
+            for j, value in enumerate(line):
+                if isinstance(value, Cell):
+                    numbers = [str(groups.setdefault(" ".join(keys), len(groups))) for keys in value.keys]
+                    cells.append(f"{i} {j} {','.join(numbers) or '-'} {value.how}")
+        return {MIME: {"rows": list(groups), "cells": cells}}
+
+
+def cell(text: str, how: str, *groups: pd.DataFrame | tuple[str, ...]) -> Cell:
+    """Return `text` as a `Cell` that comes from `groups` of rows, or of their keys."""
+    made = Cell(text)
+    made.how, made.keys = how, tuple(g if isinstance(g, tuple) else tuple(g["key"]) for g in groups)
+    return made
+
+
+def table(lines: list[dict], index: str) -> Table:
+    """Return lines of cells as a table, indexed by their column `index`."""
+    return Table(lines, dtype=object).set_index(index)
+
+
+# ------------------------------------------------------------------------------------ numbers
+
+
+def settled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that did not diverge."""
+    return rows[~rows["diverged"].astype(bool)]
+
+
+def paired(ours: pd.DataFrame, theirs: pd.DataFrame, field: str = "test_error") -> pd.Series:
+    """Return `field` of our rows minus that of theirs, for each seed that has both.
+
+    Raises:
+        ValueError: a seed occurs twice among ours, or among theirs.
+    """
+    for rows in (ours, theirs):
+        if rows["seed"].duplicated().any():
+            raise ValueError("Rows are paired by seed, so a group has one row a seed: these are of several runs.")
+    return (ours.set_index("seed")[field].astype(float) - theirs.set_index("seed")[field].astype(float)).dropna()
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """Return the mean and the ends of its 95 % interval (Student's t); NaN ends below two values."""
+    from scipy import stats
+
+    values = pd.Series(list(values), dtype=float)
+    mean, n = values.mean(), len(values)
+    if n < 2:
+        return mean, math.nan, math.nan
+    half = stats.t.ppf(0.975, n - 1) * values.std() / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+PLACES = {"train_loss": 3}  # decimals; all else has 2
+
+
+def digits(value: float, places: int = 2, sign: str = "") -> str:
+    """Return a number as every page prints it: halves away from 0, whatever the last bits of the float say.
+
+    1.575 is 1.58, whether it was added up as 1.5749999999999997 or as 1.5750000000000002; NaN is a dash.
+    """
+    if not math.isfinite(value):
+        return "–"
+    rounded = Decimal(f"{value:.10g}").quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+    return f"{rounded:{sign}f}"
+
+
+def spread(rows: pd.DataFrame, field: str = "test_error") -> Cell:
+    """Return "mean ± sample sd" over the rows that did not diverge."""
+    values = settled(rows)[field].astype(float).dropna()
+    shown = [digits(number, PLACES.get(field, 2)) for number in (values.mean(), values.std())]
+    return cell(" ± ".join(shown[: len(values)] or shown[:1]), f"mean ± sd {field}", settled(rows))
+
+
+def estimate(values: pd.Series, how: str, *groups: pd.DataFrame, places: int = 2, sign: str = "+") -> Cell:
+    """Return "mean [its 95 % interval]" of values, which come from the rows of `groups` as `how` says."""
+    mean, *ends = (digits(number, places, sign) for number in interval(values))
+    return cell(f"{mean} [{', '.join(ends)}]" if len(values) > 1 else mean, how, *groups)
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, field: str = "test_error") -> Cell:
+    """Return the mean of the differences paired by seed, ours minus theirs, with its 95 % interval."""
+    values = paired(ours, theirs, field)
+    ours, theirs = (rows[rows["seed"].isin(values.index)] for rows in (ours, theirs))
+    return estimate(values, f"mean difference {field}", ours, theirs, places=PLACES.get(field, 2))
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def group_table(
+    groups: dict[str, pd.DataFrame],
+    *,
+    dense: pd.DataFrame | None = None,
+    paper: dict[str, str] | None = None,
+    label: str = "method",
+    also: dict[str, str] | None = None,
+) -> Table:
+    """Return one line a group of rows: seeds, diverged runs, error, difference to dense, the paper's number.
+
+    Errors are in percent, mean ± sample sd over the runs that did not diverge; "pruned − dense" is in points,
+    paired by seed, with its 95 % interval, if the rows of the `dense` network are given. `paper` is what the
+    paper prints for a group. `also` adds columns: title -> a column of the rows, shown as mean ± sd. A group
+    without rows is "not run yet". The index is called `label`.
+    """
+    lines = []
+    for name, rows in groups.items():
+        line = {label: name, "n": cell(str(len(settled(rows))), "count", settled(rows))}
+        line["diverged"] = cell(str(int(rows["diverged"].sum())), "diverged", rows)
+        for title, field in {"test error %": "test_error", **(also or {})}.items():
+            line[title] = spread(rows, field) if len(rows) else "not run yet"
+        if dense is not None:
+            compared = difference(settled(rows), settled(dense))
+            same = set(rows["key"]) <= set(dense["key"])  # the dense network itself, or no row at all
+            line["pruned − dense"] = compared if compared != "–" and not same else ""
+        if paper is not None:
+            line["paper"] = cell(paper.get(name, ""), "paper")
+        lines.append(line)
+    return table(lines, label) if lines else Table(columns=["n", "diverged", "test error %"]).rename_axis(label)
+
+
+def error_table(rows: pd.DataFrame, paper: pd.DataFrame) -> Table:
+    """Return `group_table` of one model and data set by sparsity; `paper` holds its lines of `published()`."""
+    printed = paper[paper["quantity"] == "test_error"].groupby("sparsity")["value"].unique()
+    printed = {f"{100 * s:g}": " / ".join(str(v) for v in values) for s, values in printed.items()}
+    groups = {f"{100 * s:g}": group for s, group in rows.groupby("sparsity")}
+    return group_table(groups, dense=rows[rows["sparsity"] == 0], paper=printed, label="sparsity %")
+
+
+def rate_table(rows: pd.DataFrame) -> Table:
+    """Return `group_table` of dense runs by learning rate."""
+    return group_table({f"{r:g}": group for r, group in rows.groupby("lr", sort=False)}, label="learning rate")
+
+
+def reporting_table(rows: pd.DataFrame) -> Table:
+    """Return, by sparsity, the error at the last step and what two other ways to report it would give.
+
+    *best validation*: the test error where the validation error was lowest; *best test*: the lowest
+    test error of the last five checkpoints, as the released code reports; both in percent.
+    """
+    lines = []
+    for sparsity, group in settled(rows).groupby("sparsity"):
+        means = group[["test_error", "test_error_best_val", "test_error_best5"]].astype(float).mean()
+        line = [cell(digits(mean), f"mean {name}", group) for name, mean in means.items()]
+        bias = cell(digits(means["test_error"] - means["test_error_best5"]), "mean selection bias", group)
+        names = ("last step", "best validation", "best test", "last − best test")
+        lines.append({"sparsity %": f"{100 * sparsity:g}"} | dict(zip(names, [*line, bias], strict=True)))
+    return table(lines, "sparsity %") if lines else Table(columns=["last step"]).rename_axis("sparsity %")
+
+
+def layer_table(rows: pd.DataFrame) -> Table:
+    """Return, by sparsity, the mean number of weights kept per layer, of all biases, and the effective sparsity."""
+    lines = []
+    for sparsity, group in rows[rows["sparsity"] > 0].groupby("sparsity"):
+        kept = pd.DataFrame(list(group["kept"]))
+        weights = [name for name in kept if name.endswith("weight")]
+        line = {n.removesuffix(".weight"): cell(digits(kept[n].mean(), 0), f"mean kept {n}", group) for n in weights}
+        biases = kept.drop(columns=weights).sum(axis=1).mean()
+        line["biases"] = cell(digits(biases, 0), "mean kept biases", group)
+        effective = digits(100 * group["effective_sparsity"].mean())
+        line["effective sparsity %"] = cell(effective, "mean percent effective_sparsity", group)
+        lines.append({"sparsity %": f"{100 * sparsity:g}"} | line)
+    return table(lines, "sparsity %") if lines else Table(columns=["effective sparsity %"]).rename_axis("sparsity %")
+
+
+def cost_table(rows: pd.DataFrame) -> Table:
+    """Return, by network, how many runs there are, their steps, seconds, `fingerprint` and device."""
+    lines = [
+        {
+            "network": model,
+            "runs": cell(str(len(group)), "count", group),
+            "steps a run": cell(str(group["steps"].max()), "most steps", group),
+            "seconds a run (median)": cell(digits(group["seconds"].median(), 0), "median seconds", group),
+            "hours in all": cell(digits(group["seconds"].sum() / 3600), "hours seconds", group),
+            "fingerprint": cell(fingerprint(group), "fingerprint", group),
+            "device": cell(", ".join(sorted(set(group["device"]))), "names device", group),
+        }
+        for model, group in rows.groupby("model", sort=False)
+    ]
+    return table(lines, "network") if lines else Table(columns=["runs", "hours in all"]).rename_axis("network")
+
+
+def fingerprint(rows: pd.DataFrame) -> str:
+    """Return 8 hex digits that change with anything in any of the rows, so that a page is tied to them."""
+    # Defaults do not count, so that a new field of `Run` leaves the fingerprints of old rows alone.
+    # Neither does whether a table, for want of a value elsewhere in a column, made an integer a float.
+    known = [
+        {
+            name: int(v) if isinstance(v, float) and v.is_integer() else v
+            for name, v in row.items()
+            if v is not None and v == v and v != DEFAULTS.get(name)
+        }
+        for row in rows.to_dict("records")
+    ]
+    text = "\n".join(sorted(json.dumps(row, sort_keys=True) for row in known))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
