@@ -1,0 +1,173 @@
+"""Where pruning breaks: networks that are cut off, and networks that are attacked.
+
+The studies of Verdenius, Stol & Forre (2020), with whole groups of rows in place of single runs. Attacks are
+projected gradient descent (Madry et al., 2018), in pixel units. Tables are made as in `tables`.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .tables import Table, cell, digits, table
+
+# ------------------------------------------------------------------------------- tables by sparsity
+
+
+def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error", *, places: int = 2) -> Table:
+    """Return a column of rows by group (a line) and sparsity in percent (a column): mean ± sample sd over all seeds.
+
+    A run that failed counts with the value that it ended with, for to leave it out would favour the way that
+    fails. `n` is the number of seeds at each sparsity, "failed" counts all runs that diverged or only guess.
+    """
+    sparsities = sorted({s for rows in groups.values() for s in rows["sparsity"]})
+    lines = []
+    for name, rows in groups.items():
+        line = {"method": name, "n": _seeds(rows)}
+        line["failed"] = "" if not len(rows) else cell(str(int(rows["diverged"].astype(bool).sum())), "diverged", rows)
+        for sparsity in sparsities:
+            group = rows[rows["sparsity"] == sparsity]
+            values = group[field].astype(float).dropna()
+            shown = [digits(values.mean(), places), digits(values.std(), places)][: max(1, len(values))]
+            column = f"{100 * sparsity:g} %"
+            line[column] = cell(" ± ".join(shown), f"mean ± sd {field}", group) if len(values) else ""
+        lines.append(line)
+    return table(lines, "method").fillna("")
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    """Return how many seeds there are at each sparsity, "3–5" if they differ."""
+    counts = rows.groupby("sparsity").size()
+    ends = dict.fromkeys([counts.min(), counts.max()] if len(rows) else ())
+    return "–".join(map(str, ends)) or "not run yet"
+
+
+def is_cut_off(rows: pd.DataFrame) -> pd.Series:
+    """Tell for each row whether its network is disconnected: a layer keeps no weight, or no path goes through it."""
+    empty = [any(n == 0 for name, n in kept.items() if name.endswith("weight")) for kept in rows["kept"]]
+    return pd.Series(empty, index=rows.index, dtype=bool) | (rows["effective_sparsity"].astype(float) == 1)
+
+
+def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
+    """Return how many networks `is_cut_off`, by group and sparsity, with exact 95 % binomial intervals in percent."""
+    from scipy import stats
+
+    sparsities = sorted({s for rows in groups.values() for s in rows["sparsity"]})
+    lines = []
+    for name, rows in groups.items():
+        line = {"method": name, "n": _seeds(rows)}
+        for sparsity in sparsities:
+            group = rows[rows["sparsity"] == sparsity]
+            cut, n = int(is_cut_off(group).sum()), len(group)
+            if n:
+                low, high = stats.binomtest(cut, n).proportion_ci(0.95)
+                text = f"{cut} of {n} [{digits(100 * low, 0)}, {digits(100 * high, 0)}]"
+                line[f"{100 * sparsity:g} %"] = cell(text, "disconnected", group)
+        lines.append(line)
+    return table(lines, "method").fillna("")
+
+
+# ---------------------------------------------------------------------------------------- attacks
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    steps: int = 40,
+    restarts: int = 2,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return images near `x` that `model` takes for something else, where projected gradient ascent finds any.
+
+    `x` is [B, ...] in pixel units, in [0, 1], and so is what is returned; `model` takes such images (put the
+    normalisation inside). They stay within `eps` of `x`: "linf", the largest change of a pixel, or "l2", the
+    Euclidean length of the change. The first of the `restarts` begins at `x`, the others at random points of that
+    ball, drawn from a CPU `generator` (None: one seeded with 0). Steps of 2.5 eps / steps go up the lead of the
+    best wrong class over `y`: the gradient of cross-entropy would vanish where the network is sure of itself. An
+    image that no step turns comes back as it was, and so does the model.
+
+    Raises:
+        ValueError: a norm that is neither; pixels outside of [0, 1].
+    """
+    if norm not in ("linf", "l2"):
+        raise ValueError(f'norm is "linf" or "l2", not {norm!r}.')
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError("Attacks are in pixel units: x lies in [0, 1], and the normalisation belongs to the model.")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    found = x.clone()
+    with _evaluated(model):
+        for restart in range(restarts if eps > 0 else 0):
+            near = x
+            if restart:
+                draws = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x)
+                near = (x + _shorten(2 * draws - 1, eps, norm, fill=True)).clamp(0, 1)
+            for step in range(steps + 1):
+                near = near.detach().requires_grad_(True)
+                output = model(near)
+                wrong = ~F.one_hot(y, output.shape[1]).bool()
+                lead = output[wrong].view(len(y), -1).amax(1) - output[~wrong]
+                found[lead > 0] = near.detach()[lead > 0]
+                if step < steps:
+                    (up,) = torch.autograd.grad(lead.sum(), near)
+                    up = up.sign() if norm == "linf" else up / _length(up)
+                    moved = near.detach() + 2.5 * eps / steps * up
+                    near = (x + _shorten(moved - x, eps, norm)).clamp(0, 1)  # which only brings it closer to x
+    return found
+
+
+@contextlib.contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode for a while."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def _length(change: Tensor) -> Tensor:
+    """Return the Euclidean length of each example of a batch, never 0, shaped to divide it."""
+    length = change.flatten(1).norm(dim=1).clamp_min(torch.finfo(change.dtype).tiny)
+    return length.view(-1, *[1] * (change.dim() - 1))
+
+
+def _shorten(change: Tensor, eps: float, norm: str, *, fill: bool = False) -> Tensor:
+    """Project a batch of changes on the ball of radius eps; with `fill` scale draws from [-1, 1] to it."""
+    if norm == "linf":
+        return eps * change if fill else change.clamp(-eps, eps)
+    scale = eps / _length(change)
+    return change * (scale if fill else scale.clamp(max=1))
+
+
+def attack_success(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: Iterable[float], chunk: int = 500, **attack
+) -> pd.Series:
+    """Return the share of the images that `model` gets right and `pgd` turns, in percent, by radius `eps`.
+
+    Images that are wrong already do not count; ``.attrs["right"]`` is how many are right. What a smaller radius
+    turns is turned at a larger one, so the share cannot fall; where every image may become any other it
+    reaches 100 %, unless the gradients mislead the attack: look there first. `attack`: as in `pgd`.
+    """
+    radii, right = sorted(eps), 0
+    turned = dict.fromkeys(radii, 0)
+    for a, b in zip(x.split(chunk), y.split(chunk), strict=True):
+        with torch.no_grad(), _evaluated(model):
+            ok = model(a).argmax(1) == b
+        a, b, right = a[ok], b[ok], right + int(ok.sum())
+        for radius in radii:
+            if len(b):
+                near = pgd(model, a, b, eps=radius, **attack)
+                held = (near == a).flatten(1).all(1)
+                a, b = a[held], b[held]
+            turned[radius] += int(ok.sum()) - len(b)
+    success = pd.Series({radius: 100 * n / max(1, right) for radius, n in turned.items()}, name="success %")
+    success.attrs = {"right": right}
+    return success.rename_axis("eps")

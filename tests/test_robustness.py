@@ -1,0 +1,172 @@
+"""Laws of attacks, against closed forms, and of the tables of what breaks."""
+
+import copy
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from snip_lib.models import LeNet5, LeNet300
+from snip_lib.robustness import attack_success, by_sparsity, disconnection_table, is_cut_off, pgd
+
+NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
+
+
+def linear(seed=0, classes=2, side=5):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(side * side, classes)).double()
+
+
+def images(n=60, side=5, seed=0):
+    """Images far enough from black and white that the closed forms need no clipping."""
+    return 0.4 + 0.2 * torch.rand(n, 1, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- attacks
+
+
+@NORMS
+def test_on_a_linear_network_the_attack_is_the_closed_form(norm):
+    model, x = linear(), images()
+    y = model(x).argmax(1)
+    z, w = model(x).detach(), (model[1].weight[0] - model[1].weight[1]).detach()
+    # The lead falls by eps times the dual norm of w, no more: an image turns exactly where that is enough.
+    radius = (z[:, 0] - z[:, 1]).abs() / (w.abs().sum() if norm == "linf" else w.norm())
+    for eps in radius.quantile(torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)).tolist():
+        near = pgd(model, x, y, eps=eps, norm=norm, restarts=1)
+        turned = model(near).argmax(1) != y
+        assert turned[radius < 0.999999 * eps].all() and not turned[radius > eps].any()
+        found = attack_success(model, x, y, eps=[eps], norm=norm, restarts=1)[eps]
+        assert found == pytest.approx(100 * turned.double().mean().item())
+
+
+@NORMS
+def test_attacked_images_are_images_within_the_radius(norm):
+    torch.manual_seed(0)
+    model = LeNet5()
+    x = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round(decimals=0)  # black and white
+    y, eps = model(x).argmax(1), {"linf": 0.1, "l2": 2.0}[norm]
+    near = pgd(model, x, y, eps=eps, norm=norm, steps=10)
+    change = (near - x).flatten(1)
+    size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    assert near.min() >= 0 and near.max() <= 1 and size.max() <= eps * (1 + 1e-5)
+    turned = model(near).argmax(1) != y
+    assert turned.any() and torch.equal(turned, size > 0)  # what did not turn comes back as it was
+
+
+@NORMS
+def test_being_sure_is_no_defence(norm):
+    """Logits a million times as large leave no gradient of cross-entropy; the decisions are the same."""
+    torch.manual_seed(0)
+    model = LeNet300()
+    x = torch.rand(30, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    y, radii = model(x).argmax(1), [0.01, 0.03] if norm == "linf" else [0.1, 0.5]
+    loud = copy.deepcopy(model)
+    with torch.no_grad():
+        loud.fc3.weight.mul_(2.0**20), loud.fc3.bias.mul_(2.0**20)
+    a, b = (attack_success(net, x, y, eps=radii, norm=norm, steps=10) for net in (model, loud))
+    assert 0 < a.iloc[0] < 100 and a.tolist() == b.tolist()
+
+
+@NORMS
+def test_success_rises_with_the_radius_to_all_images(norm):
+    model, x = linear(classes=10), images()
+    y = model(x).argmax(1)
+    radii = [0, 0.1, 0.15, 0.3, 1.0] if norm == "linf" else [0, 0.5, 0.8, 1.2, 5]
+    success = attack_success(model, x, y, eps=reversed(radii), norm=norm, chunk=7, steps=20)
+    assert success.index.tolist() == radii and success.is_monotonic_increasing
+    assert success.iloc[0] == 0 and success.iloc[-1] == 100 and 0 < success.iloc[1] + success.iloc[2] < 200
+
+
+def test_images_that_are_wrong_already_do_not_count():
+    model, x = linear(), images()
+    y = model(x).argmax(1)
+    y[:45] = 1 - y[:45]
+    success = attack_success(model, x, y, eps=[1.0])
+    assert success.attrs["right"] == 15 and success[1.0] == 100
+    assert attack_success(model, x[:45], y[:45], eps=[1.0])[1.0] == 0  # none is right: none can be turned
+
+
+def test_restarts_find_what_one_start_does_not():
+    """The loss is flat but for a hole of a fifth of the way: only a start inside finds it."""
+
+    class Hole(nn.Module):
+        def forward(self, x):
+            depth = torch.relu(0.02 - (x.flatten(1) - 0.55).abs()).sum(1)
+            return torch.stack([torch.full_like(depth, 1e-3), depth], 1)
+
+    x = torch.full((200, 1, 1, 1), 0.5)
+    y = torch.zeros(200, dtype=torch.long)
+    one, many = (attack_success(Hole(), x, y, eps=[0.1], restarts=r, steps=5)[0.1] for r in (1, 20))
+    assert one == 0 and many > 90
+
+
+def test_the_model_stays_as_it_was():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(18, 2)
+    model = nn.Sequential(*layers).train()
+    model[2].eval()
+    before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    x = images().float()
+    y = torch.zeros(60, dtype=torch.long)
+    attack_success(model, x, y, eps=[0.1], steps=3)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert model.training and model[1].training and not model[2].training
+    assert torch.equal(rng, torch.get_rng_state()) and all(p.grad is None for p in model.parameters())
+    again = [pgd(model, x, y, eps=0.1, steps=3) for _ in range(2)]
+    assert torch.equal(*again)
+
+
+@pytest.mark.parametrize(
+    "change, words", [({"norm": "l1"}, 'norm is "linf" or "l2"'), ({"x": 3 * images()}, "pixel units")]
+)
+def test_bad_input_gets_a_sentence(change, words):
+    arguments = {"x": images(), "y": torch.zeros(60, dtype=torch.long), "eps": 0.1} | change
+    with pytest.raises(ValueError, match=words):
+        pgd(linear(), **arguments)
+
+
+# --- tables
+
+
+def rows(*lines):
+    names = ("key", "seed", "sparsity", "test_error", "diverged", "effective_sparsity", "kept")
+    return pd.DataFrame(lines, columns=names)
+
+
+FULL = {"fc1.weight": 9, "fc2.weight": 1, "fc1.bias": 0}
+
+
+def test_every_run_counts_with_the_error_that_it_ended_with():
+    ours = rows(
+        ("a", 0, 0.98, 3.0, False, 0.98, FULL),
+        ("b", 1, 0.98, 4.0, False, 0.98, FULL),
+        ("c", 0, 0.995, 90.0, True, 1.0, FULL),
+    )
+    table = by_sparsity({"SNIP": ours, "FORCE": ours.iloc[:0]})
+    assert table.columns.tolist() == ["n", "failed", "98 %", "99.5 %"]
+    assert table.loc["SNIP"].tolist() == ["1–2", "1", "3.50 ± 0.71", "90.00"]
+    assert table.loc["FORCE"].tolist() == ["not run yet", "", "", ""]
+    assert table.loc["SNIP", "98 %"].keys == (("a", "b"),)
+    assert by_sparsity({"SNIP": ours.iloc[:0]}).loc["SNIP"].tolist() == ["not run yet", ""]
+    assert by_sparsity({"SNIP": ours}, "effective_sparsity", places=3).loc["SNIP", "98 %"] == "0.980 ± 0.000"
+
+
+def test_a_network_is_cut_off_without_a_path_or_without_a_layer():
+    found = rows(
+        ("a", 0, 0.98, None, False, 0.985, FULL),
+        ("b", 1, 0.98, None, False, 1.0, FULL),
+        ("c", 2, 0.98, None, False, 0.99, FULL | {"fc2.weight": 0}),
+    )
+    assert is_cut_off(found).tolist() == [False, True, True]  # biases may all go
+    assert is_cut_off(found.iloc[:0]).tolist() == []
+
+
+def test_intervals_of_disconnection_are_binomial():
+    whole = rows(*[(f"w{i}", i, 0.99, None, False, 0.99, FULL) for i in range(20)])
+    cut = rows(*[(f"c{i}", i, 0.999, None, False, 1.0 if i < 5 else 0.999, FULL) for i in range(20)])
+    table = disconnection_table({"one shot": pd.concat([whole, cut]), "rounds": whole.iloc[:0]})
+    # Clopper-Pearson: 1 - 0.025^(1/20) = 16.8 %; 5 of 20 gives 8.7 % to 49.1 % (Beta quantiles).
+    assert table.loc["one shot"].tolist() == ["20", "0 of 20 [0, 17]", "5 of 20 [9, 49]"]
+    assert table.loc["rounds"].tolist() == ["not run yet", "", ""]
