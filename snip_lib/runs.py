@@ -28,7 +28,7 @@ from .inits import BIAS_INITS, INITS
 from .models import BATCH_NORMS, MODELS
 from .prune import SCHEDULES
 from .saliency import CRITERIA
-from .train import SCORE_LOSSES, train
+from .train import PRECISIONS, SCORE_LOSSES, train
 
 LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
 OUTCOMES = (  # the columns of a table without rows
@@ -93,6 +93,7 @@ class Run:
     pixels: str = "normalised"  # or "raw": in [0, 1]; or "inverted": normalised and negated
     batch_norm: str = "tensorflow"  # eps 1e-3, momentum 0.01; or "torch": eps 1e-5, momentum 0.1
     decayed: str = "all"  # weight decay on weights and biases, or on "weights" only
+    precision: str = "float32"  # of forward and backward pass; or "bf16": autocast, with float32 weights and updates
 
     def __post_init__(self):
         for name, known in (
@@ -114,6 +115,7 @@ class Run:
             ("pixels", PIXELS),
             ("batch_norm", BATCH_NORMS),
             ("decayed", ["all", "weights"]),
+            ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}.")

@@ -1,7 +1,8 @@
 """Training: one run from its first draw to its row, by the protocol of Section 5.
 
-`train` is the definition: score once, then plain SGD (or Adam) on the weights that are left.
-`runs.py` sends many runs here.
+`train` is the definition: score once, then plain SGD (or Adam) on the weights that are left. In the order of
+the work: `begin` (score, draw, lay out), `advance` and `learn` (one step), `look` (evaluate), `save`.
+`replicas.py` trains many runs at once, tested against this; `runs.py` sends runs here.
 """
 
 import contextlib
@@ -12,8 +13,12 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .data import AUGMENTATIONS, BatchOrder, Data, generator, load, same_class_batch, score_batch
+from .devices import arithmetic, captured
 from .inits import initialise
 from .masks import Mask, on_live_path, shuffle_within_layers
 from .models import BATCH_NORMS, MODELS
@@ -31,28 +37,8 @@ from .saliency import prunable
 
 CHECKPOINT_S = 45.0  # a killed run loses at most about this much work
 DIVERGED_ERROR = 80.0  # percent of the validation set: no better than two classes of ten
-
-
-@contextlib.contextmanager
-def fast_cpu() -> Iterator[None]:
-    """Train on one thread with the faster float32 matrix product, if it is as exact; restore both.
-
-    "medium" lets oneDNN multiply float32 matrices (on AMD twice as fast as MKL, and still float32);
-    on a processor with bfloat16 tiles it would round, so a probe against float64 decides. One thread,
-    because two OpenMP threads on a shared machine wait for each other.
-    """
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    try:
-        torch.set_num_threads(1)
-        a, b = torch.randn(2, 256, 256, generator=generator(0, "probe"), dtype=torch.float64)
-        torch.set_float32_matmul_precision("medium")
-        error = (a.float() @ b.float() - a @ b).abs().max().item()
-        if error > 1e-3:  # float32 gives about 4e-5, bfloat16 about 0.1
-            torch.set_float32_matmul_precision(precision)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
+LOOK_EVERY = 100  # steps: looking at a number makes a GPU wait
+PRECISIONS = ("float32", "bf16")  # "bf16": forward and backward pass in autocast; weights and updates stay float32
 
 
 def initial_model(run, data: Data) -> nn.Module:
@@ -161,9 +147,11 @@ def make_optimizer(run, model: nn.Module) -> torch.optim.Optimizer:
     rest = [p for p in model.parameters() if all(p is not q for q in decayed)]
     groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
+    on_gpu = next(model.parameters()).is_cuda  # where a graph replays the step, it reads the rate from a tensor
+    lr = torch.tensor(run.lr, device="cuda") if on_gpu else run.lr
     if run.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=run.lr, fused=True)
-    return torch.optim.SGD(groups, lr=run.lr, momentum=run.momentum, fused=True)
+        return torch.optim.Adam(groups, lr=lr, fused=True, capturable=on_gpu)
+    return torch.optim.SGD(groups, lr=lr, momentum=run.momentum, fused=True)
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -174,16 +162,30 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return state
 
 
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], progress: dict) -> None:
+    """Write tensors and `progress`, all or nothing; no code is pickled."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(tensors, temporary, {"progress": json.dumps(progress)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk is not made fuller
+
+
+def read_progress(path: Path) -> dict:
+    """Return the `progress` that `write_checkpoint` wrote."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["progress"])
+
+
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask | None, progress: dict
 ) -> None:
-    """Write weights, optimiser state, mask and curves, all or nothing; no code is pickled."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    tensors = _state(model, optimizer) | {f"mask.{name}": kept for name, kept in (mask or {}).items()}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_file(tensors, temporary, {"progress": json.dumps(progress)})
-    temporary.replace(path)
+    """Write weights, optimiser state, mask and curves of one run."""
+    masks = {f"mask.{name}": kept for name, kept in (mask or {}).items()}
+    write_checkpoint(path, _state(model, optimizer) | masks, progress)
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mask | None, dict]:
@@ -198,7 +200,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                 tensor = file.get_tensor(n)
                 p = parameters[int(i)]
                 # Laid out as the parameter is: fused updates of two layouts differ in the last bit.
-                optimizer.state[p][name] = torch.empty_like(p).copy_(tensor) if tensor.dim() else tensor
+                optimizer.state[p][name] = torch.empty_like(p).copy_(tensor) if tensor.dim() else tensor.to(p.device)
         names = [n for n in prunable(model) if f"mask.{n}" in file.keys()]  # the file's order is the alphabet's
         mask = {n: file.get_tensor(f"mask.{n}") for n in names}
         return mask or None, json.loads(file.metadata()["progress"])
@@ -211,6 +213,7 @@ def train(
     checkpoint: Path | None = None,
     deadline: float = math.inf,
     tick: Callable[[int], None] = lambda step: None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict | None:
     """Train `run` and return what its row says about the outcome; None if the `deadline` came first.
 
@@ -219,105 +222,194 @@ def train(
     weights stay exactly 0: they start at 0 and their gradients are multiplied by the mask, so neither
     momentum nor decay moves them. A loss that is not finite ends the run as *diverged*.
 
-    `deadline` is a `time.time()`; `tick(step)` is called now and then, for progress.
+    `deadline` is a `time.time()`; `tick(step)` is called now and then, for progress. `dtype` is that of
+    the weights; tests take float64.
     """
     device = torch.device(device)
-    with fast_cpu() if device.type == "cpu" else contextlib.nullcontext():
-        return _train(run, device, checkpoint, deadline, tick)
+    with arithmetic(device):
+        data = load(run.dataset, seed=run.seed, device=device, pixels=run.pixels)
+        if run.steps == 0:
+            return _only_scored(run, data)
+        t = begin(run, data, checkpoint, dtype)
+        if not drive(t, advance, look, partial(save, path=checkpoint), deadline, tick):
+            return None
+        seconds = {"scoring_seconds": _round(t.progress["scoring_seconds"]), "seconds": _round(t.seconds())}
+        return outcome(run, t.model, t.mask, data, t.progress["curve"], t.progress["diverged_step"]) | seconds
 
 
-def _train(run, device, checkpoint, deadline, tick) -> dict | None:
-    data = load(run.dataset, seed=run.seed, device=device, pixels=run.pixels)
-    began, scoring_seconds = time.perf_counter(), 0.0
-    model, mask, times = initial_model(run, data), None, mask_times(run)
-    parameters, resumed = prunable(model), bool(checkpoint and checkpoint.exists())
-    if run.delay == 0 and not resumed:  # before the weights are drawn anew, and laid out for speed
-        mask = mask_for(run, model, data)
-        scoring_seconds = time.perf_counter() - began
-    if run.steps == 0:
-        outcome = _outcome(run, model, mask, data, NO_CURVE) | _portrait(run, model, mask, data)
-        seconds = time.perf_counter() - began
-        return outcome | {"scoring_seconds": _round(scoring_seconds), "seconds": _round(seconds)}
-    if run.train_init != "same":  # other weights than those that were scored
+# ------------------------------------------------------------------- score and set up
+
+
+def scored(run, data: Data) -> tuple[nn.Module, Mask | None]:
+    """Return the network of `run` with the weights that are scored, and its mask if it comes before training."""
+    model = initial_model(run, data)
+    return model, mask_for(run, model, data) if run.delay == 0 else None
+
+
+def draw_again(run, model: nn.Module) -> None:
+    """Give `model` other weights than those that were scored, where `run` says so."""
+    if run.train_init != "same":
         init = run.init if run.train_init == "fresh" else run.train_init
-        draw = generator(run.seed, "train_init")
-        initialise(model, init, draw, sd=run.init_sd, bias_init=run.bias_init)
-    model.to(device, memory_format=torch.channels_last)
-    beginning = [p.detach().clone() for p in parameters.values()] if run.rewind else []
-    y_train = data.y_train
-    if run.random_labels:
-        y_train = y_train[torch.randperm(len(y_train), generator=generator(run.seed, "labels")).to(device)]
+        initialise(model, init, generator(run.seed, "train_init"), sd=run.init_sd, bias_init=run.bias_init)
 
-    order = BatchOrder(len(y_train), run.batch_size, run.seed)
+
+def train_labels(run, data: Data) -> Tensor:
+    """Return the labels of the training examples [N], in random order where `run` says so."""
+    if not run.random_labels:
+        return data.y_train
+    order = torch.randperm(len(data.y_train), generator=generator(run.seed, "labels"))
+    return data.y_train[order.to(data.y_train.device)]
+
+
+@dataclass
+class Training:
+    """One run on its way. What changes lies in the model, the optimiser, `mask`, `loss_sum` and `progress`."""
+
+    run: Any
+    data: Data
+    labels: Tensor  # of the training examples, [N]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    mask: Mask | None
+    masked: list[tuple[Tensor, Tensor]]  # each masked parameter with its mask as numbers
+    beginning: list[Tensor]  # where the weights began, for a run that goes back there
+    orders: list[BatchOrder]  # one
+    loss_sum: Tensor  # since the last point of the curve, []
+    progress: dict  # the rest of a checkpoint, as JSON
+    began: float
+    learn: Callable[[Tensor, Tensor], None] | None = None  # the fastest form of `learn` here, once there is one
+
+    @property
+    def over(self) -> bool:
+        """Tell whether there is nothing left to train."""
+        return self.progress["diverged_step"] is not None
+
+    def seconds(self) -> float:
+        """Return the seconds spent on the run, those before it was interrupted included."""
+        return self.progress["seconds"] + time.perf_counter() - self.began
+
+
+def begin(run, data: Data, checkpoint: Path | None = None, dtype: torch.dtype = torch.float32) -> Training:
+    """Score, mask and lay out the network of `run` where the data are; or go on from the `checkpoint`."""
+    began, device = time.perf_counter(), data.x_train.device
+    resumed = bool(checkpoint and checkpoint.exists())
+    model, mask = (initial_model(run, data), None) if resumed else scored(run, data)
+    progress = {"step": 0, "loss_sum": 0.0, "loss_steps": 0, "curve": {name: [] for name in NO_CURVE}, "seconds": 0.0}
+    progress |= {"scoring_seconds": time.perf_counter() - began if mask else 0.0, "diverged_step": None}
+    draw_again(run, model)
+    model.to(device, dtype, memory_format=torch.channels_last).train()
+    beginning = [p.detach().clone() for p in prunable(model).values()] if run.rewind else []
     optimizer = make_optimizer(run, model)
-    points = curve_points(run.steps)
-    curve = {name: [] for name in ("step", "train_loss", "val_error", "test_error")}
-    progress = {"step": 0, "loss_sum": 0.0, "loss_steps": 0, "curve": curve, "seconds": 0.0}
     if resumed:
         mask, progress = load_checkpoint(checkpoint, model, optimizer)
-        curve, scoring_seconds = progress["curve"], progress["scoring_seconds"]
-    masked = _apply(mask, parameters, optimizer)
-    seconds_before, saved = progress["seconds"], time.perf_counter()
+    masked = _apply(mask, prunable(model), optimizer)
     loss_sum = torch.tensor(progress["loss_sum"], dtype=torch.float64, device=device)
-    loss_steps, step, diverged_step = progress["loss_steps"], progress["step"], progress.get("diverged_step")
+    data = dataclasses.replace(data, **{x: getattr(data, x).to(dtype) for x in ("x_train", "x_val", "x_test")})
+    labels, orders = train_labels(run, data), [BatchOrder(len(data.y_train), run.batch_size, run.seed)]
+    return Training(run, data, labels, model, optimizer, mask, masked, beginning, orders, loss_sum, progress, began)
 
-    def save() -> None:
-        elapsed = seconds_before + time.perf_counter() - began
-        now = {"step": step, "loss_sum": loss_sum.item(), "loss_steps": loss_steps, "curve": curve}
-        now |= {"seconds": elapsed, "scoring_seconds": scoring_seconds, "diverged_step": diverged_step}
-        if checkpoint:
-            save_checkpoint(checkpoint, model, optimizer, mask, now)
 
-    model.train()
-    while step < run.steps and diverged_step is None:
-        if step in times and step > 0:
-            scoring_began = time.perf_counter()
-            mask = mask_for(run, model, data, step=step, within=mask)
-            if run.rewind:
-                optimizer.state.clear()
-                with torch.no_grad():
-                    torch._foreach_copy_(list(parameters.values()), beginning)
-            masked = _apply(mask, parameters, optimizer)
-            scoring_seconds += time.perf_counter() - scoring_began
-        chosen = order.indices(step).to(device)
-        x = AUGMENTATIONS[run.augment](data.x_train[chosen], generator(run.seed, "augment", step))
-        loss = F.cross_entropy(model(x), y_train[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        if masked:
-            torch._foreach_mul_([p.grad for p, _ in masked], [kept for _, kept in masked])
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(run, step)
-        optimizer.step()
-        loss_sum += loss.detach()
-        loss_steps += 1
-        step += 1
-        at_point = step in points
-        if at_point or step % 100 == 0:  # looking at the loss is a wait for a GPU: only now and then
-            tick(step)
-            if not math.isfinite(loss_sum.item()):
-                diverged_step = step
-        if at_point or diverged_step is not None:
-            curve["step"].append(step)
-            curve["train_loss"].append(_round(loss_sum.item() / loss_steps))
-            curve["val_error"].append(_round(error_percent(model, data.x_val, data.y_val)))
-            curve["test_error"].append(_round(error_percent(model, data.x_test, data.y_test)))
-            loss_sum.zero_()
-            loss_steps = 0
-        if step % 100 == 0 and step < run.steps:
+# ------------------------------------------------------------------------------ steps
+
+
+def drive(t, advance, look, save, deadline: float, tick: Callable[[int], None]) -> bool:
+    """Train from look to look until the last step, or until `t` is over; False if the `deadline` came first.
+
+    A look is at every point of the curve and every `LOOK_EVERY` steps, for it makes a GPU wait. The
+    examples of the steps up to the next look are drawn before this one, while a GPU is still at work.
+    """
+    saved, steps = time.perf_counter(), t.run.steps
+    looks = sorted({*curve_points(steps), *range(LOOK_EVERY, steps, LOOK_EVERY)})
+
+    def table() -> Tensor:
+        step = t.progress["step"]
+        last = looks[bisect_right(looks, step)] if step < steps else step
+        return examples(t.orders, range(step, last), t.loss_sum.device)
+
+    ahead = table()
+    while len(ahead) and not t.over:
+        advance(t, ahead)
+        step, ahead = t.progress["step"], table()
+        tick(step)
+        look(t)
+        if step % LOOK_EVERY == 0 and step < steps:
             stop = time.time() > deadline
             if stop or time.perf_counter() - saved > CHECKPOINT_S:
-                save()
+                save(t)
                 saved = time.perf_counter()
             if stop:
-                return None
-    save()
-    seconds = seconds_before + time.perf_counter() - began
-    return {
-        **_outcome(run, model, mask, data, curve, diverged_step),
-        "scoring_seconds": _round(scoring_seconds),
-        "seconds": _round(seconds),
-    }
+                return False
+    save(t)
+    return True
+
+
+def examples(orders: list[BatchOrder], steps: range, device: torch.device) -> Tensor:
+    """Return which examples each of R runs sees at some steps: [steps, R, B], on `device` without a wait for it."""
+    if not steps:
+        return torch.empty(0, device=device)
+    table = torch.stack([torch.stack([order.indices(step) for order in orders]) for step in steps])
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+def advance(t: Training, table: Tensor) -> None:
+    """Take a step on each batch of `table` [steps, 1, B]; a mask in the course of training comes before its step."""
+    run, times = t.run, mask_times(t.run)
+    for chosen in table[:, 0]:
+        step = t.progress["step"]
+        if step in times and step > 0:
+            mask_again(t)
+        x = AUGMENTATIONS[run.augment](t.data.x_train[chosen], generator(run.seed, "augment", step))
+        for group in t.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate_at(run, step))  # a graph reads it there
+            else:
+                group["lr"] = rate_at(run, step)
+        t.learn = t.learn or fastest(t, x, t.labels[chosen])
+        t.learn(x, t.labels[chosen])
+        t.progress["step"] += 1
+        t.progress["loss_steps"] += 1
+
+
+def learn(t: Training, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
+    """Take one masked step on a batch: only tensors, and no look at any, so that a GPU can replay it.
+
+    Masking the gradient is exact: w is 0 where it is pruned, so with m * g momentum and decay are 0 there too.
+    """
+    reduced = t.run.precision == "bf16"
+    with torch.autocast(x.device.type, torch.bfloat16) if reduced else contextlib.nullcontext():
+        loss = F.cross_entropy(forward(x), y)
+    t.optimizer.zero_grad()
+    loss.backward()
+    if t.masked:
+        torch._foreach_mul_([p.grad for p, _ in t.masked], [kept for _, kept in t.masked])
+    t.optimizer.step()
+    t.loss_sum += loss.detach()
+
+
+def fastest(t: Training, x: Tensor, y: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """Return `learn` in the fastest form that works here: on a GPU as one graph, with bf16 compiled, else plain."""
+    plain = partial(learn, t, t.model)
+    if x.device.type != "cuda":
+        return plain
+    compiled = [partial(learn, t, torch.compile(t.model))] if t.run.precision == "bf16" else []
+    for form in [*compiled, plain]:
+        try:
+            return captured(form, (x, y), lambda: _state(t.model, t.optimizer) | {"loss_sum": t.loss_sum})
+        except RuntimeError as error:
+            warnings.warn(f"A step of {t.run.model} was not captured, so it is slower ({error}).", stacklevel=2)
+    return plain
+
+
+def mask_again(t: Training) -> None:
+    """Score the network as it is now and mask it further."""
+    began = time.perf_counter()
+    t.mask = mask_for(t.run, t.model, t.data, step=t.progress["step"], within=t.mask)
+    if t.run.rewind:
+        t.optimizer.state.clear()
+        with torch.no_grad():
+            torch._foreach_copy_(list(prunable(t.model).values()), t.beginning)
+    t.masked, t.learn = _apply(t.mask, prunable(t.model), t.optimizer), None
+    t.progress["scoring_seconds"] += time.perf_counter() - began
 
 
 def _apply(mask: Mask | None, parameters: dict, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
@@ -334,10 +426,43 @@ def _apply(mask: Mask | None, parameters: dict, optimizer: torch.optim.Optimizer
     return masked
 
 
+# ------------------------------------------------------------------- look, save, tell
+
+
 NO_CURVE = {"step": [], "train_loss": [], "val_error": [], "test_error": []}
 
 
-def _outcome(run, model: nn.Module, mask: Mask | None, data: Data, curve: dict, diverged_step=None) -> dict:
+def look(t: Training) -> None:
+    """Look whether the loss is finite, and at a point of the curve, or at the end, at the errors."""
+    at, step = t.progress, t.progress["step"]
+    loss = t.loss_sum.item()
+    if not math.isfinite(loss):
+        at["diverged_step"] = step
+    if step in curve_points(t.run.steps) or t.over:
+        val, test = (
+            error_percent(t.model, x, y) for x, y in ((t.data.x_val, t.data.y_val), (t.data.x_test, t.data.y_test))
+        )
+        note(at["curve"], step, loss / at["loss_steps"], val, test)
+        t.loss_sum.zero_()
+        at["loss_steps"] = 0
+
+
+def note(curve: dict, step: int, loss: float, val_error: float, test_error: float) -> None:
+    """Add a point to a curve."""
+    for name, value in zip(NO_CURVE, (step, loss, val_error, test_error), strict=True):
+        curve[name].append(value if name == "step" else _round(value))
+
+
+def save(t: Training, path: Path | None) -> None:
+    """Write the checkpoint of a run."""
+    if path:
+        progress = t.progress | {"loss_sum": t.loss_sum.item(), "seconds": t.seconds()}
+        save_checkpoint(path, t.model, t.optimizer, t.mask, progress)
+
+
+def outcome(
+    run, model: nn.Module, mask: Mask | None, data: Data, curve: dict, diverged_step: int | None = None
+) -> dict:
     """Return what a row says of the trained network; without a step there are no errors (None)."""
     tested, validated = curve["test_error"] or [None], curve["val_error"] or [None]
     best = min(range(len(validated)), key=validated.__getitem__)
@@ -361,6 +486,16 @@ def _outcome(run, model: nn.Module, mask: Mask | None, data: Data, curve: dict, 
         "effective_sparsity": _round(1 - sum(int(k.sum()) for k in live.values()) / m, 6) if mask else 0.0,
         "replicas": 1,
     }
+
+
+def _only_scored(run, data: Data) -> dict:
+    """Return what the row of a run without a step says."""
+    began = time.perf_counter()
+    model, mask = scored(run, data)
+    scoring_seconds = time.perf_counter() - began
+    found = outcome(run, model, mask, data, NO_CURVE) | _portrait(run, model, mask, data)
+    seconds = time.perf_counter() - began
+    return found | {"scoring_seconds": _round(scoring_seconds), "seconds": _round(seconds)}
 
 
 def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:

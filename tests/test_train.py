@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from snip_lib import data, masks, train
+from snip_lib import data, devices, masks, train
 from snip_lib.data import BatchOrder
 from snip_lib.runs import Run, read_rows, sweep
 from snip_lib.saliency import prunable
@@ -226,7 +226,7 @@ def test_rates_fall_by_a_tenth_at_each_boundary(monkeypatch, tmp_path):
 def test_the_fast_matrix_product_is_float32_and_is_switched_off_again():
     before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with train.fast_cpu():
+    with devices.fast_cpu():
         assert torch.get_num_threads() == 1
         error = (a.float() @ b.float() - a @ b).abs().max().item()
     assert error < 1e-3
@@ -237,7 +237,7 @@ def test_scoring_stays_exact_inside_training_settings():
     digits = data.load("digits")
     model = train.initial_model(SMALL, digits)
     plain = train.mask_for(SMALL, model, digits)
-    with train.fast_cpu():
+    with devices.fast_cpu():
         fast = train.mask_for(SMALL, model, digits)
     assert all(torch.equal(plain[name], fast[name]) for name in plain)
 

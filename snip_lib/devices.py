@@ -1,0 +1,92 @@
+"""Where training runs, and its fast forms: each beside the sentence that says why it is exact.
+
+Section 5 trains for up to 150,000 steps a network. Nothing here knows about pruning; `train.py` and
+`replicas.py` use it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from .data import generator
+
+
+@contextlib.contextmanager
+def fast_cpu() -> Iterator[None]:
+    """Train on one thread with the faster float32 matrix product, if it is as exact; restore both.
+
+    "medium" lets oneDNN multiply float32 matrices (on AMD twice as fast as MKL, and still float32);
+    on a processor with bfloat16 tiles it would round, so a probe against float64 decides. One thread,
+    because two OpenMP threads on a shared machine wait for each other.
+    """
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_num_threads(1)
+        a, b = torch.randn(2, 256, 256, generator=generator(0, "probe"), dtype=torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        error = (a.float() @ b.float() - a @ b).abs().max().item()
+        if error > 1e-3:  # float32 gives about 4e-5, bfloat16 about 0.1
+            torch.set_float32_matmul_precision(precision)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextlib.contextmanager
+def exact_gpu(device: torch.device) -> Iterator[None]:
+    """Train on this GPU in true float32, without TF32 (PyTorch's convolutions have it); restore it afterwards."""
+    knobs = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    before = [knob.fp32_precision for knob in knobs]
+    try:
+        for knob in knobs:
+            knob.fp32_precision = "ieee"
+        with torch.cuda.device(device):
+            yield
+    finally:
+        for knob, value in zip(knobs, before, strict=True):
+            knob.fp32_precision = value
+
+
+def arithmetic(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the settings to train with on `device`."""
+    return exact_gpu(device) if device.type == "cuda" else fast_cpu()
+
+
+def captured(step: Callable[..., None], inputs: Iterable[Tensor], state: Callable[[], dict]) -> Callable[..., None]:
+    """Return `step` as one CUDA graph: the same kernels in the same order, launched all at once, so it is exact.
+
+    `inputs` are tensors like those of every call; `state()` names all tensors that `step` changes.
+    """
+    buffers, side = [x.clone() for x in inputs], torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        warm_up(step, buffers, state)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(*buffers)
+
+    def replay(*batch: Tensor) -> None:
+        for buffer, x in zip(buffers, batch, strict=True):
+            buffer.copy_(x)
+        graph.replay()
+
+    return replay
+
+
+def warm_up(step: Callable[..., None], inputs: Iterable[Tensor], state: Callable[[], dict]) -> None:
+    """Take three steps and take them back: a graph can only be captured of what has run before.
+
+    What they made (an optimiser's momenta and counts) becomes 0, which is where it starts.
+    """
+    before = {name: x.clone() for name, x in state().items()}
+    try:
+        for _ in range(3):
+            step(*inputs)
+    finally:
+        with torch.no_grad():
+            for name, x in state().items():
+                x.copy_(before[name]) if name in before else x.zero_()
