@@ -208,7 +208,7 @@ def value(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
     """The mean test error lies within the margin around the paper's: two one-sided tests."""
     paper, margin, errors = float(line["paper"]), float(line["margin"]), ours["test_error"].astype(float)
     _, low, high = interval(errors)
-    said = estimate(errors, "mean test_error", ours, sign="")
+    said = estimate(errors, "mean and interval test_error", ours, sign="")
     return Test(len(errors), p_within(errors - paper, margin), low > paper + margin or high < paper - margin, said)
 
 
@@ -478,14 +478,17 @@ def judge_chapter(chapter: str, *, profile: str) -> list[Verdict]:
     return [judge(line, profile, find) for _, line in lines.iterrows()]
 
 
-def verdicts() -> list[Verdict]:
-    """Judge every claim there is, each at the best profile of its own.
+def verdicts(profile: str = "best") -> list[Verdict]:
+    """Judge every claim there is, at one profile, or each at the `best` of its own.
 
     That is `paper` where each of its tests has the seeds that it needs there, else the profile with more seeds.
     """
     lines, find = criteria(), finder()
     judged = []
     for _, line in lines[lines["kind"] != "learning_rate"].iterrows():
+        if profile != "best":
+            judged.append(judge(line, profile, find))
+            continue
         paper, short = (judge(line, profile, find) for profile in ("paper", "short"))
         judged.append(paper if paper.n >= min(int(line["min_n"]), max(short.n, 1)) else short)
     return judged
@@ -531,6 +534,18 @@ def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
         shown["verdict"] = f"**{v.verdict}**" + (f", limited by {', '.join(v.limits)}" if v.limits else "")
         found.append(shown | {"profile": v.profile if v.n else "–"})
     return Linked(found, dtype=object)
+
+
+def test_table(verdict: Verdict) -> Table:
+    """Return one line a test of a claim: what was compared, seeds, what the rows say, and whether it is met."""
+    kind = criteria().loc[verdict.claim, "kind"]
+    lines = []
+    for test in verdict.tests:
+        said = cell(KINDS[kind][1].format(said=test.said), test.said.how, *test.said.keys) if test.n else "not run yet"
+        n = cell(str(test.n), "fewest seeds", *test.said.keys)
+        judged = "met" if test.met else "refuted" if test.refuted else "open"
+        lines.append({"test": test.where, "n": n, "ours": said, "criterion": judged if test.n else ""})
+    return table(lines, "test") if lines else Table(columns=["n", "ours", "criterion"]).rename_axis("test")
 
 
 def learning_rates() -> Table:
@@ -584,8 +599,19 @@ def answer_markdown(judged: list[Verdict]) -> str:
     return " ".join([first, second, third + "."])
 
 
+def cost_markdown() -> str:
+    """Return in a sentence what all rows cost."""
+    rows = pd.DataFrame(list(read_rows(results_folder()).values()), columns=["seconds", "device", "steps"])
+    devices = ", ".join(f"{device} ({n})" for device, n in rows["device"].value_counts().items())
+    trained = int((rows["steps"] > 0).sum())
+    return (
+        f"Cost so far: {trained} trained networks and {len(rows) - trained} that were only scored, "
+        f"{digits(rows['seconds'].sum() / 3600, 1)} hours; rows by device: {devices}."
+    )
+
+
 def summary_markdown() -> str:
-    """Return how the verdicts stand, section by section with links to the claims, and what the rows cost."""
+    """Return the answer, how the verdicts stand section by section, with links, and what the rows cost."""
     judged, lines = verdicts(), criteria()
     table_lines = [f"| | {' | '.join(WORDS)} |", "|---|" + "---|" * len(WORDS)]
     for chapter, group in lines[lines["kind"] != "learning_rate"].groupby("chapter", sort=False):
@@ -595,14 +621,7 @@ def summary_markdown() -> str:
         table_lines.append(f"| {chapter_link(sections, chapter, '../notebooks/')} | {' | '.join(linked)} |")
     totals = [str(sum(v.verdict.startswith(w) for v in judged)) for w in WORDS]
     table_lines.append(f"| **all {len(judged)}** | {' | '.join(totals)} |")
-    rows = pd.DataFrame(list(read_rows(results_folder()).values()), columns=["seconds", "device", "steps"])
-    devices = ", ".join(f"{device} ({n})" for device, n in rows["device"].value_counts().items())
-    trained = int((rows["steps"] > 0).sum())
-    cost_so_far = (
-        f"Cost so far: {trained} trained networks and {len(rows) - trained} that were only scored, "
-        f"{digits(rows['seconds'].sum() / 3600, 1)} hours; rows by device: {devices}."
-    )
-    return "\n\n".join([answer_markdown(judged), "\n".join(table_lines), cost_so_far, ""])
+    return "\n\n".join([answer_markdown(judged), "\n".join(table_lines), cost_markdown(), ""])
 
 
 def headline_markdown() -> str:

@@ -47,7 +47,7 @@ class Table(pd.DataFrame):
             for j, value in enumerate(line):
                 if isinstance(value, Cell):
                     numbers = [str(groups.setdefault(" ".join(keys), len(groups))) for keys in value.keys]
-                    cells.append(f"{i} {j} {','.join(numbers) or '-'} {value.how}")
+                    cells.append(f"{i} {j} {','.join(numbers)} {value.how}")
         return {MIME: {"rows": list(groups), "cells": cells}}
 
 
@@ -158,7 +158,7 @@ def group_table(
             same = set(rows["key"]) <= set(dense["key"])  # the dense network itself, or no row at all
             line["pruned − dense"] = compared if compared != "–" and not same else ""
         if paper is not None:
-            line["paper"] = cell(paper.get(name, ""), "paper")
+            line["paper"] = cell(paper.get(name, ""), "paper", rows)
         lines.append(line)
     return table(lines, label) if lines else Table(columns=["n", "diverged", "test error %"]).rename_axis(label)
 

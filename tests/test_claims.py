@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from test_rows import wrong
 
 from snip_lib import claims, tables
 from snip_lib.runs import Run, at_profile, read_rows, rows_of, sweep
@@ -55,8 +56,12 @@ class World:
             self.add(dataclasses.replace(run, sparsity=sparsity), test_error=errors, **more)
 
     def judge(self, claim="C3", profile="paper"):
-        (line,) = (line for name, line in claims.criteria().iterrows() if name == claim)
-        return claims.judge(line, profile, claims.finder())
+        """Judge a claim, and compute what it says once more from its rows, with other code."""
+        verdict = claims.judge(claims.criteria().loc[claim], profile, claims.finder())
+        rows = {row["key"]: row for row in self.rows}
+        for test in (test for test in verdict.tests if test.n):
+            assert not wrong(test.said, test.said.how, [[rows[key] for key in keys] for keys in test.said.keys])
+        return verdict
 
 
 @pytest.fixture
@@ -602,12 +607,12 @@ def test_criteria_were_committed_before_the_rows_they_judge(committed, root):
     A claim about one group of runs is older than each of its rows; one that compares two groups is older
     than all rows of one of them (the other may be there from another chapter), in each of its tests.
     """
-    since, rows, judged = first_commits(root), read_rows(committed), 0
+    since, rows, find, judged = first_commits(root), read_rows(committed), claims.finder(), 0
     assert set(since) == set(claims.criteria().index)
     for profile, (claim, line) in itertools.product(("short", "paper"), claims.criteria().iterrows()):
         if line["kind"] == "learning_rate":
             continue
-        for test in claims.tests_of(line, profile, claims.finder()):
+        for test in claims.tests_of(line, profile, find):
             groups = [[rows[key] for key in keys] for keys in test.said.keys]
             judged += test.n
             assert not test.n or any(all(began_after(row, since[claim]) for row in g) for g in groups), claim

@@ -1,5 +1,8 @@
-"""Pages follow rows: change or delete a row, and the page that uses it is no longer the committed one."""
+"""Pages follow rows: every number of a table is computed here once more, and no row changes without its page."""
 
+import copy
+import csv
+import hashlib
 import json
 import os
 import random
@@ -7,14 +10,336 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import MISSING, fields
+from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
+from conftest import ROOT
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from scipy import stats
+
+from snip_lib.runs import Run
 
 CHAPTER = "02_lenet_sweeps"
+MIME = "application/vnd.snip.cells+json"
+NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?")
+
+# ------------------------------------------------------- every number, from the row files, with numpy
+
+
+def mean_sd(values):
+    """Return the mean, and from two values on the sample standard deviation."""
+    return [np.mean(values), np.std(values, ddof=1)][: len(values)]
+
+
+def mean_interval(values):
+    """Return the mean, and from two values on the ends of its 95 % interval."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
+    return [np.mean(values), np.mean(values) - half, np.mean(values) + half][: 2 * len(values) - 1]
+
+
+def pairs(groups):
+    """Return [(our row, their row)] by seed."""
+    theirs = {row["seed"]: row for row in groups[1]}
+    assert len(theirs) == len(groups[1])
+    return [(row, theirs[row["seed"]]) for row in groups[0] if row["seed"] in theirs]
+
+
+def contrasts(rows):
+    """Return, by class, how much better its picture goes with its own mean image than with the others'."""
+    pictures = [list(row["picture"].values())[0] for row in rows]
+    with_images = np.corrcoef(pictures, [row["mean_image"] for row in rows])[: len(rows), len(rows) :]
+    others = (with_images.sum(1) - np.diag(with_images)) / (len(rows) - 1)
+    return np.diag(with_images) - others
+
+
+def moved(ours, theirs):
+    """Return the percentage of kept connections that are in another layer."""
+    a, b = ([row["kept"][layer] for layer in sorted(row["kept"])] for row in (ours, theirs))
+    return 50 * np.abs(np.subtract(a, b)).sum() / np.sum(a)
+
+
+def disconnected(groups):
+    """Return, of each group, how many networks are cut, of how many, and the binomial interval in percent."""
+    found = []
+    for rows in groups:
+        layers = [[n for layer, n in row["kept"].items() if layer.endswith("weight")] for row in rows]
+        cut = sum(row["effective_sparsity"] == 1 or 0 in kept for row, kept in zip(rows, layers, strict=True))
+        n = len(rows)  # Clopper and Pearson, by the beta distribution
+        low = stats.beta.ppf(0.025, cut, n - cut + 1) if cut else 0.0
+        high = stats.beta.ppf(0.975, cut + 1, n - cut) if cut < n else 1.0
+        found += [cut, n, (100 * low, 1), (100 * high, 1)]
+    return found
+
+
+def stable_rate(groups):
+    """Return the rate of the first group, if it has five dense runs of which none diverged, unlike in the others."""
+    rates = [{row["lr"] for row in rows} for rows in groups]
+    assert len(groups[0]) == 5 and not any(row["diverged"] for row in groups[0])
+    assert all(any(row["diverged"] for row in rows) for rows in groups[1:])
+    assert all(len(rate) == 1 for rate in rates) and len(groups) == sum(r >= min(rates[0]) for r in (0.1, 0.03, 0.01))
+    return min(rates[0])
+
+
+def fewest(groups):
+    """Return the smallest number of rows of one sparsity in any group."""
+    sizes = [sum(row["sparsity"] == s for row in rows) for rows in groups for s in {row["sparsity"] for row in rows}]
+    return min(sizes, default=0)
+
+
+def fingerprint(rows):
+    """Return the short hash of what the rows say beyond the defaults of a run."""
+    defaults = {f.name: f.default for f in fields(Run) if f.default is not MISSING}
+
+    def plain(value):
+        return int(value) if isinstance(value, float) and value == int(value) else value
+
+    told = [{k: plain(v) for k, v in row.items() if v is not None and v != defaults.get(k)} for row in rows]
+    return hashlib.sha256("\n".join(sorted(json.dumps(d, sort_keys=True) for d in told)).encode()).hexdigest()[:8]
+
+
+def recomputed(how, groups):
+    """Return what a cell should show: text, or numbers, each with its decimals (2 if it has none)."""
+    rows = groups[0]
+    field = how.split()[-1]
+    values = [row[field] for row in rows if isinstance(row.get(field), int | float)]
+    places = 3 if field == "train_loss" else 2
+    if how.startswith(("mean ± sd", "mean difference", "mean and interval")):
+        for group in groups:  # one average never mixes runs that differ in more than their seed
+            assert (
+                len({tuple(row.get(f.name, f.default) for f in fields(Run) if f.name != "seed") for row in group}) <= 1
+            )
+    match how.split():
+        case ["count"]:
+            return [(len(rows), 0)]
+        case ["diverged"]:
+            return [(sum(row["diverged"] for row in rows), 0)]
+        case ["fewest", "seeds"]:
+            return [(fewest(groups), 0)]
+        case ["mean", "±", "sd", _]:
+            assert not any(row["diverged"] for row in rows)
+            return [(v, places) for v in mean_sd(values)] if values else "–"
+        case ["mean", "difference", _]:
+            return [(v, places) for v in mean_interval([a[field] - b[field] for a, b in pairs(groups)])]
+        case ["mean", "and", "interval", _]:
+            return [(v, places) for v in mean_interval(values)]
+        case ["mean", "selection", "bias"]:
+            return [np.mean([row["test_error"] for row in rows]) - np.mean([row["test_error_best5"] for row in rows])]
+        case ["mean", "kept", "biases"]:
+            return [(np.mean([sum(n for k, n in r["kept"].items() if k.endswith("bias")) for r in rows]), 0)]
+        case ["mean", "kept", layer]:
+            return [(np.mean([row["kept"][layer] for row in rows]), 0)]
+        case ["mean", "percent", _]:
+            return [100 * np.mean(values)]
+        case ["mean", _]:
+            return [np.mean(values)]
+        case ["most", _]:
+            return [(max(values), 0)]
+        case ["median", _]:
+            return [(np.median(values), 0)]
+        case ["hours", _]:
+            return [np.sum(values) / 3600]
+        case ["largest", "percent", part, "of", whole]:
+            return [(100 * max(row[part] / row[whole] for row in rows), 3)]
+        case ["largest", _]:
+            return [(max(values), places)]
+        case ["smallest", _]:
+            return [(min(values), places)]
+        case ["equal", _]:
+            return [(sum(a[field] == b[field] for a, b in pairs(groups)), 0), (len(pairs(groups)), 0)]
+        case ["least", "percent", "moved", "kept"]:
+            return [min(moved(a, b) for a, b in pairs(groups))]
+        case ["class", "contrast", "of", "picture"]:
+            return mean_interval(contrasts(rows))
+        case ["disconnected"]:
+            return [v if isinstance(v, tuple) else (v, 0) for v in disconnected(groups)]
+        case ["stable", "rate"]:
+            return f"{stable_rate(groups):g}"
+        case ["names", _]:
+            return ", ".join(sorted({row[field] for row in rows}))
+        case ["fingerprint"]:
+            return fingerprint(rows)
+    raise AssertionError(f"no test knows how to compute {how!r}")
+
+
+def of_the_paper(rows, printed, by_sparsity):
+    """Return the paper's numbers for the network of some rows: all that it has, or SNIP's at their sparsity."""
+    for row in rows[:1]:
+        printed = [line for line in printed if (line["model"], line["dataset"]) == (row["model"], row["dataset"])]
+        if by_sparsity:
+            ours = [line for line in printed if line["method"].startswith(("snip", "dense"))]
+            printed = [line for line in ours if float(line["sparsity"]) == row["sparsity"]]
+    numbers = {float(line[name]) for line in printed for name in ("value", "sd") if line[name]}
+    return numbers if by_sparsity else numbers | {round(100 * float(line["sparsity"]), 6) for line in printed}
+
+
+def wrong(text, how, groups, printed=(), by_sparsity=False):
+    """Return why the text of a cell is not what its rows give, or nothing. `printed`: the lines of ``paper.csv``."""
+    if how == "paper":
+        allowed = of_the_paper(groups[0], printed, by_sparsity)
+        strange = [number for number in NUMBER.findall(text) if float(number) not in allowed]
+        return f"{strange} is not in paper.csv" if strange else ""
+    expected = recomputed(how, groups)
+    if isinstance(expected, str):
+        return "" if text == expected else f"{text!r} is not {expected!r}"
+    shown, right = NUMBER.findall(text), []
+    for number in expected:
+        value, places = number if isinstance(number, tuple) else (number, 2)
+        away = np.floor(abs(value) * 10**places + 0.5 + 1e-6) / 10**places  # halves go away from 0
+        right.append(f"{np.copysign(away, value):.{places}f}")
+    same = len(shown) == len(right) and all(a.lstrip("+-") == b.lstrip("-") for a, b in zip(shown, right, strict=True))
+    signs = all(float(a) == float(b) for a, b in zip(shown, right, strict=False))
+    return "" if same and signs else f"{text!r} is not {right}"
+
+
+class Lines(HTMLParser):
+    """The body of an HTML table: `labels`, the first heading of each line, and `cells`, its data."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.names, self.labels, self.cells, self.place, self.body = [], [], [], None, False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.body |= tag == "tbody"
+        if tag == "tr" and self.body:
+            self.labels.append("")
+            self.cells.append([])
+        if tag == "td":
+            self.cells[-1].append("")
+        self.place = tag if tag in ("td", "th") else self.place
+
+    def handle_endtag(self, tag):
+        self.place = None if tag in ("td", "th") else self.place
+
+    def handle_data(self, data):
+        if self.place == "td":
+            self.cells[-1][-1] += data
+        elif self.place == "th" and self.body:
+            self.labels[-1] += data
+        elif self.place == "th":
+            self.names.append(data)
+
+
+def lines_of(data):
+    """Return what is shown of a table: its heading, the label of each line, and the cells of each line."""
+    if "text/html" in data:
+        table = Lines(data["text/html"])
+        return table.names, table.labels, table.cells
+    lines = [line.strip("| ").split(" | ") for line in data["text/markdown"].splitlines()]
+    return lines[0], [line[0] for line in lines[2:]], lines[2:]
+
+
+def complaints(notebook, rows, printed):
+    """Return what is wrong with the numbers in the tables of a chapter: one sentence each."""
+    found = []
+    for cell in notebook.cells:
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            if MIME not in data:
+                if re.search(r"claims\.(\w+_table|learning_rates)\(", cell.source) and "text/html" in data:
+                    found.append(f"{cell.id}: a table without keys")
+                continue
+            names, labels, lines = lines_of(data)
+            known = {}
+            for entry in data[MIME]["cells"]:
+                i, j, numbers, how = entry.split(" ", 3)
+                groups = [data[MIME]["rows"][int(number)].split() for number in numbers.split(",")]
+                known[int(i), int(j)] = how, groups
+            for (i, j), text in ((place, text) for place, text in numbered(lines)):
+                if (i, j) not in known:
+                    if "text/html" in data and re.search(r"\d", text):
+                        found.append(f"{cell.id}, {labels[i]}: {text!r} has no keys")
+                    continue
+                how, groups = known[i, j]
+                missing = [key for keys in groups for key in keys if key not in rows]
+                if missing:
+                    found.append(f"{cell.id}, {labels[i]}: no row has the key {missing[0]}")
+                    continue
+                groups = [[rows[key] for key in keys] for keys in groups]
+                if "sparsity %" in names and any(
+                    abs(100 * r["sparsity"] - float(labels[i])) > 1e-9 for r in sum(groups[:1], [])
+                ):
+                    found.append(f"{cell.id}, {labels[i]}: rows of another sparsity")
+                if why := wrong(text, how, groups, printed, "sparsity %" in names):
+                    found.append(f"{cell.id}, {labels[i]}: {why}")
+            if set(known) - {place for place, _ in numbered(lines)}:
+                found.append(f"{cell.id}: keys of a cell that is not shown")
+    return found
+
+
+def numbered(lines):
+    """Yield ((line, column), text) of each cell."""
+    for i, line in enumerate(lines):
+        for j, text in enumerate(line):
+            yield (i, j), text
+
+
+@pytest.fixture(scope="module")
+def committed_rows(root):
+    """Every committed row, by its key."""
+    lines = [line for path in (root / "notebooks/results").glob("*.jsonl") for line in path.read_text().splitlines()]
+    return {row["key"]: row for row in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def printed(root):
+    """The paper's numbers, line by line."""
+    with (root / "notebooks/results/paper.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_every_number_of_a_table_is_what_its_rows_give(chapter, committed_rows, printed):
+    assert complaints(nbformat.read(chapter, as_version=4), committed_rows, printed) == []
+
+
+def test_a_wrong_digit_or_a_missing_key_is_found(root, committed_rows, printed):
+    """Plant every kind of fault in the tables of a committed chapter, one at a time: none goes unnoticed."""
+    notebook, planted = nbformat.read(root / f"notebooks/{CHAPTER}.ipynb", as_version=4), 0
+    draw = random.Random(0)
+
+    def faulty(cell, output, change):
+        nonlocal planted
+        planted += 1
+        only = nbformat.v4.new_notebook(cells=[copy.deepcopy(cell)])
+        only.cells[0].outputs = [copy.deepcopy(output)]
+        assert complaints(only, committed_rows, printed) == []
+        change(only.cells[0].outputs[0]["data"])
+        return complaints(only, committed_rows, printed)
+
+    def another_digit(data):
+        numbers = list(re.finditer(r"<td>[^<]*\d[^<]*</td>", data["text/html"]))
+        start, end = draw.choice(numbers).span()
+        place = draw.choice([i for i in range(start, end) if data["text/html"][i].isdigit()])
+        digit = str((int(data["text/html"][place]) + draw.randint(1, 9)) % 10)
+        data["text/html"] = data["text/html"][:place] + digit + data["text/html"][place + 1 :]
+
+    def without_a_key(data):
+        data[MIME]["rows"][-1] = data[MIME]["rows"][-1].partition(" ")[2]
+
+    def with_an_unknown_key(data):
+        data[MIME]["rows"][-1] = "0123456789ab" + data[MIME]["rows"][-1][12:]
+
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if MIME in output.get("data", {}):
+                for _ in range(20):
+                    assert faulty(cell, output, another_digit), cell.id
+                assert faulty(cell, output, without_a_key), cell.id
+                assert faulty(cell, output, with_an_unknown_key), cell.id
+                assert faulty(cell, output, lambda data: data[MIME]["cells"].pop(0)), cell.id
+                assert faulty(cell, output, lambda data: data.pop(MIME)), cell.id
+    assert planted > 100
+
+
+# ------------------------------------------------------------------------------ pages follow rows
 
 
 def texts(outputs):
