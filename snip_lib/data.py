@@ -216,8 +216,20 @@ PIXELS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def load(name: str, *, seed: int = 0, device: torch.device | str = "cpu", pixels: str = "normalised") -> Data:
-    """Return a data set split by `seed`: a tenth of the train set, drawn at random, is for validation.
+def split(n: int, seed: int | None) -> tuple[Tensor, Tensor]:
+    """Return which of `n` examples are for training and which, a tenth drawn at random, are for validation.
+
+    Without a seed nothing is held out.
+    """
+    if seed is None:
+        return torch.arange(n), torch.empty(0, dtype=torch.int64)
+    order = torch.randperm(n, generator=generator(seed, "split"))
+    val, train = order.split([n // 10, n - n // 10])
+    return train, val
+
+
+def load(name: str, *, seed: int | None = 0, device: torch.device | str = "cpu", pixels: str = "normalised") -> Data:
+    """Return a data set split by `seed` (`split`).
 
     The files are read and checked once a process and folder, and kept as bytes. `pixels`: "normalised",
     "inverted" (normalised and negated) or "raw" (in [0, 1]).
@@ -230,8 +242,7 @@ def load(name: str, *, seed: int = 0, device: torch.device | str = "cpu", pixels
             raise ValueError(f"Unknown {what} {value!r}: choose one of {', '.join(known)}.")
     raw, table = _read(name, data_folder())
     table = PIXELS[pixels](table, int(raw.x_train.max()))
-    order = torch.randperm(len(raw.x_train), generator=generator(seed, "split"))
-    val, train = order.split([len(order) // 10, len(order) - len(order) // 10])
+    train, val = split(len(raw.x_train), seed)
     sets = (raw.x_train[train], raw.y_train[train]), (raw.x_train[val], raw.y_train[val]), (raw.x_test, raw.y_test)
     # Labels are copied, so that nobody can change the ones that are kept for the next run.
     tensors = (t for x, y in sets for t in (_normalise(x.to(device), table), y.to(device, copy=True)))
