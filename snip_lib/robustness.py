@@ -12,37 +12,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tables import Table, cell, digits, table
+from .tables import PLACES, Table, cell, difference, digits, estimate, table
 
 # ------------------------------------------------------------------------------- tables by sparsity
 
 
-def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error", *, places: int = 2) -> Table:
-    """Return a column of rows by group (a line) and sparsity in percent (a column): mean ± sample sd over all seeds.
+def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error") -> Table:
+    """Return a column of rows by group (a line) and sparsity (a column): mean [95 % interval] over all seeds.
 
     A run that failed counts with the value that it ended with, for to leave it out would favour the way that
-    fails. `n` is the number of seeds at each sparsity, "failed" counts all runs that diverged or only guess.
+    fails; "failed" counts those that diverged or only guess. `n` is the smallest number of seeds in a column.
     """
-    sparsities = sorted({s for rows in groups.values() for s in rows["sparsity"]})
     lines = []
     for name, rows in groups.items():
-        line = {"method": name, "n": _seeds(rows)}
-        line["failed"] = "" if not len(rows) else cell(str(int(rows["diverged"].astype(bool).sum())), "diverged", rows)
-        for sparsity in sparsities:
+        line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
+        line["failed"] = cell(str(int(rows["diverged"].astype(bool).sum())), "diverged", rows) if len(rows) else ""
+        for sparsity in _sparsities(groups):
             group = rows[rows["sparsity"] == sparsity]
             values = group[field].astype(float).dropna()
-            shown = [digits(values.mean(), places), digits(values.std(), places)][: max(1, len(values))]
-            column = f"{100 * sparsity:g} %"
-            line[column] = cell(" ± ".join(shown), f"mean ± sd {field}", group) if len(values) else ""
+            how, places = f"mean and interval {field}", PLACES.get(field, 2)
+            shown = estimate(values, how, group, places=places, sign="") if len(values) else ""
+            line[f"{100 * sparsity:g} %"] = shown
         lines.append(line)
-    return table(lines, "method").fillna("")
+    return table(lines, "method")
+
+
+def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> Table:
+    """Return, by sparsity, the difference of test error between two groups, in points, paired by seed, for each pair.
+
+    The mean with its 95 % interval; a run that failed counts with the error that it ended with.
+    """
+    lines, pairs = [], list(pairs)
+    for sparsity in _sparsities({name: groups[name] for pair in pairs for name in pair}):
+        line = {"sparsity %": f"{100 * sparsity:g}"}
+        for ours, theirs in pairs:
+            a, b = (groups[name][groups[name]["sparsity"] == sparsity] for name in (ours, theirs))
+            found = difference(a, b)
+            line[f"{ours} − {theirs}"] = found if found != "–" else "not run yet"
+        lines.append(line)
+    names = [f"{ours} − {theirs}" for ours, theirs in pairs]
+    return table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
+
+
+def _sparsities(groups: dict[str, pd.DataFrame]) -> list[float]:
+    return sorted({s for rows in groups.values() for s in rows["sparsity"]})
 
 
 def _seeds(rows: pd.DataFrame) -> str:
-    """Return how many seeds there are at each sparsity, "3–5" if they differ."""
-    counts = rows.groupby("sparsity").size()
-    ends = dict.fromkeys([counts.min(), counts.max()] if len(rows) else ())
-    return "–".join(map(str, ends)) or "not run yet"
+    return str(rows.groupby("sparsity").size().min())
 
 
 def is_cut_off(rows: pd.DataFrame) -> pd.Series:
@@ -55,19 +72,18 @@ def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
     """Return how many networks `is_cut_off`, by group and sparsity, with exact 95 % binomial intervals in percent."""
     from scipy import stats
 
-    sparsities = sorted({s for rows in groups.values() for s in rows["sparsity"]})
     lines = []
     for name, rows in groups.items():
-        line = {"method": name, "n": _seeds(rows)}
-        for sparsity in sparsities:
-            group = rows[rows["sparsity"] == sparsity]
-            cut, n = int(is_cut_off(group).sum()), len(group)
-            if n:
-                low, high = stats.binomtest(cut, n).proportion_ci(0.95)
-                text = f"{cut} of {n} [{digits(100 * low, 0)}, {digits(100 * high, 0)}]"
-                line[f"{100 * sparsity:g} %"] = cell(text, "disconnected", group)
+        line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
+        for sparsity in _sparsities(groups):
+            group, text = rows[rows["sparsity"] == sparsity], ""
+            if len(group):
+                cut = int(is_cut_off(group).sum())
+                ends = stats.binomtest(cut, len(group)).proportion_ci(0.95)
+                text = f"{cut} of {len(group)} [{', '.join(digits(100 * end, 1) for end in ends)}]"
+            line[f"{100 * sparsity:g} %"] = cell(text, "disconnected", group) if text else ""
         lines.append(line)
-    return table(lines, "method").fillna("")
+    return table(lines, "method")
 
 
 # ---------------------------------------------------------------------------------------- attacks

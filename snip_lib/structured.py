@@ -5,6 +5,7 @@ connection. ``prune(model, x, y, sparsity=0.5, structured=True)`` returns the ma
 Which layers write and read a unit is found by Torch-Pruning (Fang et al., 2023), an optional extra.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -249,3 +250,34 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     for small, module in zip(twin.modules(), model.modules(), strict=True):
         small.training = module.training
     return twin
+
+
+def measure(model: nn.Module, x: Tensor, *, repeats: int = 5) -> dict[str, float]:
+    """Return what a network costs: its `parameters`, `multiply_adds` for one example, and `seconds` for the batch `x`.
+
+    Multiply-adds are those of linear layers and convolutions. Seconds are the shortest of `repeats` forward
+    passes in evaluation mode, after one to warm up.
+    """
+    counts, took, before = [], [], {module: module.training for module in model.modules()}
+
+    def count(module: nn.Module, _, output: Tensor) -> None:
+        counts.append(output[0].numel() * module.weight[0].numel())
+
+    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, LAYERS)]
+    try:
+        with torch.inference_mode():
+            model.eval()(x)
+            for hook in hooks:
+                hook.remove()
+            for _ in range(repeats):
+                begun = time.perf_counter()
+                if model(x).is_cuda:
+                    torch.cuda.synchronize()
+                took.append(time.perf_counter() - begun)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in before.items():
+            module.training = training
+    n = sum(p.numel() for p in model.parameters())
+    return {"parameters": n, "multiply_adds": sum(counts), "seconds": min(took)}

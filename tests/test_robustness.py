@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snip_lib.models import LeNet5, LeNet300
-from snip_lib.robustness import attack_success, by_sparsity, disconnection_table, is_cut_off, pgd
+from snip_lib.robustness import attack_success, by_sparsity, disconnection_table, gains, is_cut_off, pgd
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -146,11 +146,25 @@ def test_every_run_counts_with_the_error_that_it_ended_with():
     )
     table = by_sparsity({"SNIP": ours, "FORCE": ours.iloc[:0]})
     assert table.columns.tolist() == ["n", "failed", "98 %", "99.5 %"]
-    assert table.loc["SNIP"].tolist() == ["1–2", "1", "3.50 ± 0.71", "90.00"]
+    # 3.5 ± 12.706 (Student's t with one degree of freedom) * 0.7071 / sqrt(2)
+    assert table.loc["SNIP"].tolist() == ["1", "1", "3.50 [-2.85, 9.85]", "90.00"]
     assert table.loc["FORCE"].tolist() == ["not run yet", "", "", ""]
     assert table.loc["SNIP", "98 %"].keys == (("a", "b"),)
     assert by_sparsity({"SNIP": ours.iloc[:0]}).loc["SNIP"].tolist() == ["not run yet", ""]
-    assert by_sparsity({"SNIP": ours}, "effective_sparsity", places=3).loc["SNIP", "98 %"] == "0.980 ± 0.000"
+    assert by_sparsity({"SNIP": ours}, "effective_sparsity").loc["SNIP", "99.5 %"] == "1.00"
+
+
+def test_gains_are_paired_by_seed():
+    a = rows(
+        ("a", 0, 0.98, 3.0, False, 0, FULL), ("b", 1, 0.98, 4.0, False, 0, FULL), ("x", 2, 0.98, 9, False, 0, FULL)
+    )
+    b = rows(("c", 1, 0.98, 6.0, False, 0, FULL), ("d", 0, 0.98, 90.0, True, 0, FULL))
+    table = gains({"SNIP-it": a, "SNIP": b, "GraSP": b.iloc[:0]}, [("SNIP-it", "SNIP"), ("SNIP-it", "GraSP")])
+    assert (
+        table.loc["98", "SNIP-it − SNIP"].startswith("-44.50 [") and table.loc["98", "SNIP-it − GraSP"] == "not run yet"
+    )
+    assert [sorted(keys) for keys in table.loc["98", "SNIP-it − SNIP"].keys] == [["a", "b"], ["c", "d"]]
+    assert gains({"a": a.iloc[:0], "b": b.iloc[:0]}, [("a", "b")]).columns.tolist() == ["a − b"]
 
 
 def test_a_network_is_cut_off_without_a_path_or_without_a_layer():
@@ -168,5 +182,5 @@ def test_intervals_of_disconnection_are_binomial():
     cut = rows(*[(f"c{i}", i, 0.999, None, False, 1.0 if i < 5 else 0.999, FULL) for i in range(20)])
     table = disconnection_table({"one shot": pd.concat([whole, cut]), "rounds": whole.iloc[:0]})
     # Clopper-Pearson: 1 - 0.025^(1/20) = 16.8 %; 5 of 20 gives 8.7 % to 49.1 % (Beta quantiles).
-    assert table.loc["one shot"].tolist() == ["20", "0 of 20 [0, 17]", "5 of 20 [9, 49]"]
+    assert table.loc["one shot"].tolist() == ["20", "0 of 20 [0.0, 16.8]", "5 of 20 [8.7, 49.1]"]
     assert table.loc["rounds"].tolist() == ["not run yet", "", ""]

@@ -12,7 +12,7 @@ import snip_lib as snip
 from snip_lib.masks import n_kept
 from snip_lib.models import VGG, LeNet5, LeNet300, WideResNet
 from snip_lib.saliency import connection_gradients
-from snip_lib.structured import gate_gradients, mask_of_units, read_under, shrink, units_of
+from snip_lib.structured import gate_gradients, mask_of_units, measure, read_under, shrink, units_of
 
 F64 = {"dtype": torch.float64}
 
@@ -323,6 +323,20 @@ def test_units_that_an_ordinary_mask_leaves_unread_go_too():
     torch.testing.assert_close(small(x), masked(x), rtol=1e-5, atol=1e-6)
     assert small.fc1.out_features == int(live["fc2.weight"].any(0).sum()) < 300
     assert (small.fc1.weight == 0).float().mean() > 0.9  # the other zeros stay
+
+
+def test_the_cost_of_a_network_is_counted_and_falls():
+    model, x, y = build("lenet5")
+    cost = measure(model, x)
+    by_hand = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
+    assert (cost["parameters"], cost["multiply_adds"]) == (431_080, by_hand) and cost["seconds"] > 0
+    mask = snip.prune(model, x, y, sparsity=0.8, structured=True)
+    small = measure(shrink(model, mask, x), x)
+    kept = {n: int(k.sum()) for n, k in mask.items()}
+    assert small["parameters"] == sum(kept.values())
+    conv = 24 * 24 * kept["conv1.weight"] + 8 * 8 * kept["conv2.weight"]
+    assert small["multiply_adds"] == conv + kept["fc1.weight"] + kept["fc2.weight"]
+    assert model.training and not model.conv1._forward_hooks
 
 
 def test_pruning_and_shrinking_leave_the_network_as_it_was():
