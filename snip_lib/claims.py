@@ -553,7 +553,7 @@ def learning_rates() -> Table:
     lines, find, found = criteria(), finder(), []
     for claim, line in lines[lines["kind"] == "learning_rate"].iterrows():
         run = Run(line["model"], line["dataset"], **settings(line["fields"])[0])
-        shown = {"claim": claim, "network": NAMES[run.model], "data": run.dataset}
+        shown = {"claim": f"{claim}: {NAMES[run.model]} on {run.dataset}"}
         for profile in ("short", "paper"):
             rate = stable_rate(run, profile, find)
             tried = [r for r in RATES if r >= rate][::-1]

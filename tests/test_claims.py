@@ -636,12 +636,12 @@ def _complete(runs):
 
 def test_a_rate_is_shown_once_all_of_its_seeds_have_rows(world):
     world.criteria("L1,5,02,learning_rate,lenet5,mnist,0,,,,,5,The rule.,\n")
-    run = Run("lenet5", "mnist")
-    assert list(claims.learning_rates().loc["L1", ["short", "paper"]]) == ["not run yet", "not run yet"]
+    run, L1 = Run("lenet5", "mnist"), "L1: LeNet-5-Caffe on mnist"
+    assert list(claims.learning_rates().loc[L1]) == ["not run yet", "not run yet"]
     world.add(run, profile="short", test_error=90.0, diverged=True)
-    assert claims.learning_rates().loc["L1", "short"] == "not run yet"
+    assert claims.learning_rates().loc[L1, "short"] == "not run yet"
     world.add(dataclasses.replace(run, lr=0.03), profile="short", test_error=STEADY[:5])
-    shown = claims.learning_rates().loc["L1"]
+    shown = claims.learning_rates().loc[L1]
     assert (
         shown["short"] == "0.03" and shown["paper"] == "not run yet" and list(map(len, shown["short"].keys)) == [5, 5]
     )
