@@ -300,6 +300,15 @@ def test_every_number_of_a_table_is_what_its_rows_give(chapter, committed_rows, 
     assert complaints(nbformat.read(chapter, as_version=4), committed_rows, printed) == []
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_has_no_output_that_its_page_cannot_show(chapter):
+    """The book does not warn of an unknown MIME type, for it would of the keys of tables; so this does."""
+    outputs = [output for cell in nbformat.read(chapter, as_version=4).cells for output in cell.get("outputs", ())]
+    shown = {"text/plain", "text/html", "text/markdown", "image/png"}
+    for data in (output.get("data", {}) for output in outputs):
+        assert set(data) <= shown | {MIME} and (MIME not in data or set(data) & {"text/html", "text/markdown"})
+
+
 def test_a_wrong_digit_or_a_missing_key_is_found(root, committed_rows, printed):
     """Plant every kind of fault in the tables of a committed chapter, one at a time: none goes unnoticed."""
     notebook, planted = nbformat.read(root / f"notebooks/{CHAPTER}.ipynb", as_version=4), 0
