@@ -271,3 +271,108 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
     axes[0][0].set_ylim(len(table) - 0.5, -0.5)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+# Where the names of Table 1's methods do not collide: beside their markers, in points, and how they are aligned.
+NAME_AT = {"snip": (-7, -3, "right"), "dns": (-7, -3, "right"), "svd": (0, -15, "center"), "lwc": (0, -15, "center")}
+
+
+def errors_by_method(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.DataFrame]]) -> plt.Figure:
+    """Draw test error against sparsity for several methods, one panel a network: title -> (method -> rows, paper).
+
+    Both axes are logarithmic, that of sparsity in what is left. Filled: mean ± sample sd; a band for "dense". Hollow,
+    with their names: the paper's lines of `published()`. Runs that diverged are left out and counted in the table.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.4), squeeze=False, sharey=True, layout="constrained")
+    names = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense")
+    colours = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]  # pink and grey are too faint
+    looks = dict(zip(names, zip(MARKERS + "PX", colours, strict=True), strict=False))
+    for axis, (title, (groups, paper)) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, rows) in enumerate(groups.items()):
+            settled = rows[~rows["diverged"].astype(bool)].astype({"test_error": float})
+            stats = settled.groupby("sparsity")["test_error"].agg(["mean", "std"]).fillna(0.0)
+            if name == "dense" and len(stats):
+                mean, sd = stats.iloc[0]
+                axis.axhspan(mean - sd, mean + sd, color="0.8", lw=0, label="dense, mean ± sd")
+            elif name in looks:
+                left = 100 * (1 - stats.index.to_numpy(dtype=float)) * 1.02 ** (len(groups) / 2 - i)  # side by side
+                marker, colour = looks[name]
+                axis.errorbar(left, stats["mean"], stats["std"], marker=marker, color=colour, capsize=2, label=name)
+        printed = paper[(paper["quantity"] == "test_error") & (paper["sparsity"] > 0)]
+        left = 100 * (1 - printed["sparsity"])
+        axis.plot(left, printed["value"], "ko", ms=9, mfc="none", label="the paper's Table 1")
+        for line in printed.itertuples():
+            x, y, side = NAME_AT.get(line.method, (0, 8, "center"))
+            spot, words = (100 * (1 - line.sparsity), line.value), {"textcoords": "offset points", "fontsize": 9}
+            axis.annotate(line.method.upper(), spot, (x, y), ha=side, **words)
+        axis.set(title=title, xlabel="sparsity (% removed)", xscale="log", yscale="log")
+    low, high = axes[0, 0].get_ylim()
+    for axis in axes[0]:
+        axis.set_xticks([10, 5, 2, 1, 0.5], ["90", "95", "98", "99", "99.5"])
+        axis.set_yticks(ticks := [0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50], [f"{t:g}" for t in ticks])
+        axis.minorticks_off()
+        axis.set(xlim=(13, 0.3), ylim=(min(low, 0.6), high))
+    axes[0, 0].set_ylabel("test error (%)")
+    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside center right", frameon=False)
+    return figure
+
+
+def before_and_after(lines: pd.DataFrame, *, margin: float) -> plt.Figure:
+    """Draw, one line a network, test error before and after pruning, and beside it the difference in points.
+
+    `lines` has the index of names and the columns dense, dense_sd, pruned, pruned_sd, change, low, high (the
+    interval of the change), paper_dense, paper_pruned; NaN where there is none. Filled: ours; hollow: the paper's.
+    A band marks differences within ± `margin`.
+    """
+    size = (10.0, 1.2 + 0.42 * len(lines))
+    figure, (errors, changes) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    blue, orange = sns.color_palette("colorblind")[:2]
+    for y, line in enumerate(lines.itertuples()):
+        errors.plot([line.paper_dense, line.paper_pruned], [y - 0.17] * 2, color="0.5", lw=1, zorder=0)
+        errors.plot([line.dense, line.pruned], [y + 0.17] * 2, color="0.5", lw=1, zorder=0)
+        for when, marker, colour in (("dense", "o", blue), ("pruned", "D", orange)):
+            ours = {"xerr": getattr(line, f"{when}_sd"), "marker": marker, "color": colour, "ls": "none", "capsize": 2}
+            errors.errorbar([getattr(line, when)], [y + 0.17], **ours)
+            errors.plot(getattr(line, f"paper_{when}"), y - 0.17, marker, color=colour, mfc="none", ms=8)
+        changes.plot(line.paper_pruned - line.paper_dense, y - 0.17, "kD", mfc="none", ms=8)
+        ends = [[line.change - line.low], [line.high - line.change]]
+        changes.errorbar([line.change], [y + 0.17], xerr=ends, marker="D", color=orange, ls="none", capsize=3)
+    changes.axvspan(-margin, margin, color="0.92", lw=0, zorder=-2)
+    changes.axvline(0, color="0.5", lw=1, zorder=-1)
+    errors.set(xlabel="test error (%)", xlim=(0, None), yticks=range(len(lines)), yticklabels=lines.index)
+    changes.set(xlabel="pruned − dense (points)")
+    errors.invert_yaxis()
+    marks = {"dense": {"marker": "o", "color": blue}, "pruned": {"marker": "D", "color": orange}}
+    handles = [
+        plt.Line2D([], [], ls="none", label=f"{when}, {whose}", mfc=face or mark["color"], **mark)
+        for whose, face in (("ours", None), ("the paper's", "none"))
+        for when, mark in marks.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def kept_shares(panels: dict[str, dict[str, float]], *, columns: int = 3) -> plt.Figure:
+    """Draw, one panel a network, which share (percent) of each layer's weights is kept: title -> layer -> percent.
+
+    The axis is logarithmic, so a layer of which nothing is kept has no marker and says so.
+    """
+    lines = -(-len(panels) // columns)
+    size = (10.0, lines * (1.0 + 0.28 * max(map(len, panels.values()))))
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis, (title, shares) in zip(axes.flat, panels.items(), strict=False):
+        for y, share in enumerate(shares.values()):
+            axis.plot([0.005, share or 0.005], [y, y], color="0.8", lw=1.5, zorder=0)
+            axis.plot(share or float("nan"), y, "o", color=sns.color_palette("colorblind")[0])
+            text = f"{share:.2g}" if share else "nothing"
+            axis.annotate(text, (share or 0.004, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.set(title=title, xscale="log", xlim=(0.005, 600))
+        axis.set_xticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
+        axis.set_xticks([], minor=True)
+        axis.set_yticks(range(len(shares)), shares)
+        axis.set_ylim(len(shares) - 0.5, -0.5)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    figure.supxlabel("weights kept (%)", fontsize="medium")
+    return figure
