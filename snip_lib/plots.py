@@ -277,7 +277,7 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
 NAME_AT = {"snip": (-7, -3, "right"), "dns": (-7, -3, "right"), "svd": (0, -15, "center"), "lwc": (0, -15, "center")}
 
 
-def errors_by_method(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.DataFrame]]) -> plt.Figure:
+def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.DataFrame]]) -> plt.Figure:
     """Draw test error against sparsity for several methods, one panel a network: title -> (method -> rows, paper).
 
     Both axes are logarithmic, that of sparsity in what is left. Filled: mean ± sample sd; a band for "dense". Hollow,
