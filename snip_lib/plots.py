@@ -76,11 +76,12 @@ def pictures(rows: pd.DataFrame, part: str, *, by: str, values: Sequence, n: int
     """Return what the rows of runs without a step show, one line for each of `values` of column `by`: [values, n].
 
     `part` is a weight whose kept connections are counted, as in a row's `picture`, or "mean_image". A line is
-    NaN where there is no row with a picture.
+    NaN where there is no row with a picture; `n` is its length where there is no row at all.
     """
     found = {row[by]: row for row in rows.to_dict("records") if isinstance(row.get("picture"), dict)}
     there = {value: {**row["picture"], "mean_image": row["mean_image"]}[part] for value, row in found.items()}
-    return np.array([there.get(value, np.full(n, np.nan)) for value in values], dtype=float)
+    missing = np.full(max(map(len, there.values()), default=n), np.nan)
+    return np.array([there.get(value, missing) for value in values], dtype=float)
 
 
 def diagonal(matrix: np.ndarray) -> dict[str, str]:
@@ -131,7 +132,7 @@ def heatmaps(tables: dict[str, pd.DataFrame], *, write: Callable[[float], str]) 
     """Draw tables of numbers side by side (title -> table), each number written in its cell by `write`."""
     height = 0.38 * max(len(table) for table in tables.values()) + 1.0
     widths = [table.shape[1] + 2 for table in tables.values()]
-    options = {"figsize": (0.52 * sum(widths), height), "gridspec_kw": {"width_ratios": widths}, "squeeze": False}
+    options = {"figsize": (0.66 * sum(widths), height), "gridspec_kw": {"width_ratios": widths}, "squeeze": False}
     figure, axes = plt.subplots(1, len(tables), **options)
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
         text = table.map(lambda v: "" if v != v else write(v))  # a cell without a number stays blank
@@ -193,7 +194,9 @@ def pictures_over_errors(
     for marker, (label, numbers) in zip(MARKERS[1:], others.items(), strict=False):
         points = [(names.index(name), value) for name, value in numbers.items()]
         axis.plot(*zip(*points, strict=True), "k", marker=marker, mfc="none", ms=9, ls="none", label=label)
-    axis.set(xlim=(-0.5, n - 0.5), xticks=range(n), xticklabels=[], ylabel="test error (%)", ylim=(0, None))
+    axis.margins(y=0.2)
+    axis.set(xlim=(-0.5, n - 0.5), ylim=(0, None), xticks=range(n), xticklabels=[], ylabel="test error (%)")
+    axis.set_xlabel("examples in the batch that scores")
     axis.legend(frameon=False, loc="lower right")
     return figure
 
