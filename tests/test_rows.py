@@ -33,7 +33,7 @@ NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?")
 
 def mean_sd(values):
     """Return the mean, and from two values on the sample standard deviation."""
-    return [np.mean(values), np.std(values, ddof=1)][: len(values)]
+    return [np.mean(values), np.std(values, ddof=1)] if len(values) > 1 else [np.mean(values)]
 
 
 def mean_interval(values):
@@ -104,6 +104,8 @@ def fingerprint(rows):
 
 def recomputed(how, groups):
     """Return what a cell should show: text, or numbers, each with its decimals (2 if it has none)."""
+    if ", " in how:  # several things, one after the other
+        return [number for part in how.split(", ") for number in recomputed(part, groups)]
     rows = groups[0]
     field = how.split()[-1]
     values = [row[field] for row in rows if isinstance(row.get(field), int | float)]
