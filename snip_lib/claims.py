@@ -517,22 +517,26 @@ def chapter_link(text: str, chapter: str, folder: str = "") -> str:
 
 
 def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
-    """Return one line a claim of a chapter: the paper's number, ours in the weakest test, criterion, verdict."""
+    """Return one line a claim of a chapter: the paper's number, ours in the weakest test, criterion, verdict.
+
+    After the verdict stands the profile of the rows, and what else keeps it from being better than in part.
+    """
     lines, found = criteria(), []
     for v in judged:
         line, weakest = lines.loc[v.claim], _weakest(v.tests) if v.n else None
         if line["chapter"] != chapter:
             continue
         shown = {"claim": f"{chapter_link(v.claim, chapter)} ({line['section']}): {v.statement}"}
-        shown |= {"paper": line["paper"] or "–", "ours": "–", "n": "0", "where": "–"}
+        shown |= {"paper": cell(line["paper"] or "–", "paper", ()), "ours": "–", "criterion": _words(line)}
+        verdict = f"**{v.verdict}**"
         if weakest:
-            said = weakest.said
-            shown["ours"] = cell(KINDS[line["kind"]][1].format(said=said), said.how, *said.keys)
-            shown["n"] = cell(str(weakest.n), "fewest seeds", *said.keys)
-            shown["where"] = weakest.where + (f" (the weakest of {len(v.tests)} tests)" if len(v.tests) > 1 else "")
-        shown["criterion"] = _words(line)
-        shown["verdict"] = f"**{v.verdict}**" + (f", limited by {', '.join(v.limits)}" if v.limits else "")
-        found.append(shown | {"profile": v.profile if v.n else "–"})
+            ours = f"{KINDS[line['kind']][1].format(said=weakest.said)}, n = {weakest.n}"
+            shown["ours"] = cell(ours, f"{weakest.said.how}, fewest seeds", *weakest.said.keys)
+            shown["criterion"] += f", {weakest.where}"
+            shown["criterion"] += f" (the weakest of {len(v.tests)} tests)" if len(v.tests) > 1 else ""
+            profile = "its own length" if v.profile == "own" else f"the {v.profile} profile"
+            verdict += f" ({', '.join(dict.fromkeys([profile, *v.limits]))})"
+        found.append(shown | {"verdict": verdict})
     return Linked(found, dtype=object)
 
 
