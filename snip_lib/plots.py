@@ -276,6 +276,50 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
     return figure
 
 
+def errors_by_method(panels: dict[str, dict[str, pd.DataFrame]]) -> plt.Figure:
+    """Draw test error (log scale) against sparsity (evenly spaced), one panel a title and one marker shape a method.
+
+    Large: mean over seeds, with a run that failed at the error that it ended with; small: single seeds. Dotted:
+    the error of guessing one of ten classes. A method without rows is only in the legend.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.6), sharey=True, squeeze=False)
+    colours, shapes = sns.color_palette("colorblind"), "osD^vPX*"
+    for axis, (title, groups) in zip(axes[0], panels.items(), strict=True):
+        places = {s: i for i, s in enumerate(sorted({s for rows in groups.values() for s in rows["sparsity"]}))}
+        for i, (label, rows) in enumerate(groups.items()):
+            aside = 0.09 * (i - (len(groups) - 1) / 2)
+            means = rows.groupby("sparsity")["test_error"].mean().astype(float)
+            look = {"color": colours[i], "marker": shapes[i]}
+            axis.plot(
+                [places[s] + aside for s in means.index], means, ls=LINES[i % 5], lw=1.2, ms=7, label=label, **look
+            )
+            axis.plot([places[s] + aside for s in rows["sparsity"]], rows["test_error"], ls="none", ms=2.5, **look)
+        axis.axhline(90, color="grey", ls=":", lw=1)
+        axis.set_xticks(list(places.values()), [f"{100 * s:g}" for s in places])
+        axis.set(title=title if places else f"{title}: not run yet", xlabel="sparsity (% removed)", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+    axes[0][0].set_ylabel("test error (%)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    return figure
+
+
+def shares_of_whole(table: pd.DataFrame, *, xlabel: str) -> plt.Figure:
+    """Draw each column of a table, whose first line is the whole network, as percent of that line: grouped bars."""
+    shares = 100 * table.astype(float) / table.iloc[0].astype(float)
+    figure, axis = plt.subplots(figsize=(7.2, 3.8))
+    bars = shares.plot.bar(ax=axis, rot=0, width=0.8, color=sns.color_palette("colorblind"), edgecolor="black")
+    for container, hatch in zip(bars.containers, ("", "//", "..", "xx"), strict=False):
+        for patch in container:
+            patch.set_hatch(hatch)
+        axis.bar_label(container, fmt="%.0f", fontsize=8)
+    axis.set(xlabel=xlabel, ylabel="% of the whole network")
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 # Where the names of Table 1's methods do not collide: beside their markers, in points, and how they are aligned.
 NAME_AT = {"snip": (-7, -3, "right"), "dns": (-7, -3, "right"), "svd": (0, -15, "center"), "lwc": (0, -15, "center")}
 

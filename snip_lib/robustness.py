@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .masks import Mask, report
+from .saliency import is_bias
 from .tables import PLACES, Table, cell, difference, digits, estimate, table
 
 # ------------------------------------------------------------------------------- tables by sparsity
@@ -84,6 +86,22 @@ def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
             line[f"{100 * sparsity:g} %"] = cell(text, "disconnected", group) if text else ""
         lines.append(line)
     return table(lines, "method")
+
+
+def mask_table(model: nn.Module, masks: dict[str, Mask], x: Tensor, *, like: str) -> pd.DataFrame:
+    """Return one line a mask of `model`: weights kept by layer, effective sparsity, what it has in common with `like`.
+
+    That is the number of connections that both keep, in percent of those that either keeps. `x`: an example, [1, ...].
+    """
+    lines = {}
+    for name, mask in masks.items():
+        found = report(model, mask, x)
+        lines[name] = {n.removesuffix(".weight"): int(found["kept"][n]) for n in mask if not is_bias(n, mask[n])}
+        lines[name]["effective sparsity %"] = digits(100 * found.attrs["effective_sparsity"])
+        pairs = [(kept, masks[like][n]) for n, kept in mask.items()]
+        both, either = (sum(int(join(a, b).sum()) for a, b in pairs) for join in (torch.logical_and, torch.logical_or))
+        lines[name][f"in common with {like} %"] = digits(100 * both / either, 0)
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("mask")
 
 
 # ---------------------------------------------------------------------------------------- attacks

@@ -2,13 +2,15 @@
 
 import copy
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from snip_lib import plots
 from snip_lib.models import LeNet5, LeNet300
-from snip_lib.robustness import attack_success, by_sparsity, disconnection_table, gains, is_cut_off, pgd
+from snip_lib.robustness import attack_success, by_sparsity, disconnection_table, gains, is_cut_off, mask_table, pgd
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -177,6 +179,17 @@ def test_a_network_is_cut_off_without_a_path_or_without_a_layer():
     assert is_cut_off(found.iloc[:0]).tolist() == []
 
 
+def test_masks_are_compared_layer_by_layer_and_connection_by_connection():
+    model = linear(classes=2, side=2)  # 4 -> 2
+    first = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    second = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0]]).bool()
+    masks = {name: {"1.weight": kept, "1.bias": kept[0, :2]} for name, kept in {"a": first, "b": second}.items()}
+    table = mask_table(model, masks, images(n=1, side=2), like="a")
+    assert table.columns.tolist() == ["1", "effective sparsity %", "in common with a %"]
+    # a keeps 2 weights and 2 biases, b 3 and 1; both keep one weight and one bias, either 4 and 2. All is live.
+    assert table.loc["a"].tolist() == [2, "60.00", "100"] and table.loc["b"].tolist() == [3, "60.00", "33"]
+
+
 def test_intervals_of_disconnection_are_binomial():
     whole = rows(*[(f"w{i}", i, 0.99, None, False, 0.99, FULL) for i in range(20)])
     cut = rows(*[(f"c{i}", i, 0.999, None, False, 1.0 if i < 5 else 0.999, FULL) for i in range(20)])
@@ -184,3 +197,29 @@ def test_intervals_of_disconnection_are_binomial():
     # Clopper-Pearson: 1 - 0.025^(1/20) = 16.8 %; 5 of 20 gives 8.7 % to 49.1 % (Beta quantiles).
     assert table.loc["one shot"].tolist() == ["20", "0 of 20 [0.0, 16.8]", "5 of 20 [8.7, 49.1]"]
     assert table.loc["rounds"].tolist() == ["not run yet", "", ""]
+
+
+def test_the_figure_shows_the_mean_over_every_run_and_each_of_them():
+    ours = rows(
+        ("a", 0, 0.98, 3.0, False, 0.98, FULL),
+        ("b", 1, 0.98, 5.0, False, 0.98, FULL),
+        ("c", 0, 0.995, 10.0, False, 0.98, FULL),
+        ("d", 1, 0.995, 90.0, True, 1.0, FULL),
+    )
+    figure = plots.errors_by_method({"some": {"SNIP": ours, "FORCE": ours.iloc[:0]}, "none": {"SNIP": ours.iloc[:0]}})
+    some, none = figure.axes
+    means, seeds, *empty, guess = some.lines
+    assert means.get_ydata().tolist() == [4, 50] and seeds.get_ydata().tolist() == [3, 5, 10, 90]
+    assert not any(len(line.get_ydata()) for line in empty) and guess.get_ydata() == [90, 90]
+    assert [label.get_text() for label in some.get_xticklabels()] == ["98", "99.5"]
+    assert none.get_title() == "none: not run yet"
+    plt.close("all")
+
+
+def test_bars_are_percent_of_the_whole_network():
+    costs = pd.DataFrame({"parameters": [200, 50], "seconds": [0.4, 0.3]}, index=["whole", "50"])
+    figure = plots.shares_of_whole(costs, xlabel="units removed (%)")
+    (axis,) = figure.axes
+    assert [[bar.get_height() for bar in bars] for bars in axis.containers] == [[100, 25], [100, pytest.approx(75)]]
+    assert len({bars[0].get_hatch() for bars in axis.containers}) == 2  # colour is not the only carrier of meaning
+    plt.close("all")
