@@ -413,7 +413,7 @@ def kept_shares(panels: dict[str, dict[str, float]], *, columns: int = 3) -> plt
             axis.plot([0.005, share or 0.005], [y, y], color="0.8", lw=1.5, zorder=0)
             axis.plot(share or float("nan"), y, "o", color=sns.color_palette("colorblind")[0])
             text = f"{share:.2g}" if share else "nothing"
-            axis.annotate(text, (share or 0.004, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
+            axis.annotate(text, (share or 0.005, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
         axis.set(title=title, xscale="log", xlim=(0.005, 600))
         axis.set_xticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
         axis.set_xticks([], minor=True)
