@@ -254,7 +254,7 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
     """Draw differences to a default in points, one line a choice: title -> (table, goal, noise).
 
     The table's columns: `val_error` (hollow squares) and `test_error` (filled circles), its index the choices, the same
-    in each panel. Dashed: the `goal`; grey: `noise` to both sides of 0. What is NaN is left out.
+    in each panel. Dashed: the `goal`; grey: `noise` to both sides of 0. What lies beyond 2.5 goals is drawn there; NaN is left out.
     """
     height = 1.3 + 0.27 * max(len(table) for table, _, _ in panels.values())
     options = {"figsize": (4.4 * len(panels) + 1.6, height), "sharey": True, "squeeze": False, "layout": "constrained"}
@@ -266,8 +266,10 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
         axis.axvline(0, color="grey", lw=1)
         if math.isfinite(goal):
             axis.axvline(goal, color="black", ls="--", lw=1.2, label="the paper's number")
-        axis.plot(table["val_error"], y, color=orange, ls="none", marker="s", mfc="none", ms=7, label="validation")
-        axis.plot(table["test_error"], y, color=blue, ls="none", marker="o", ms=5, label="test")
+        edge = 2.5 * abs(goal) if math.isfinite(goal) else math.inf
+        validated, tested = (table[name].clip(-edge, edge) for name in ("val_error", "test_error"))
+        axis.plot(validated, y, color=orange, ls="none", marker="s", mfc="none", ms=7, label="validation")
+        axis.plot(tested, y, color=blue, ls="none", marker="o", ms=5, label="test")
         axis.set(title=title, xlabel="error minus the default's (points)")
         axis.set_yticks(y, table.index, fontsize=9.5)
         axis.grid(axis="y", lw=0.4)
