@@ -254,7 +254,8 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
     """Draw differences to a default in points, one line a choice: title -> (table, goal, noise).
 
     The table's columns: `val_error` (hollow squares) and `test_error` (filled circles), its index the choices, the same
-    in each panel. Dashed: the `goal`; grey: `noise` to both sides of 0. What lies beyond 2.5 goals is drawn there; NaN is left out.
+    in each panel. Dashed: the `goal`; grey: `noise` to both sides of 0. What is NaN is left out; what lies beyond
+    2.5 goals is drawn there.
     """
     height = 1.3 + 0.27 * max(len(table) for table, _, _ in panels.values())
     options = {"figsize": (4.4 * len(panels) + 1.6, height), "sharey": True, "squeeze": False, "layout": "constrained"}
