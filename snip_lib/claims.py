@@ -413,7 +413,8 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     if not any(test.n or test.left_out for test in tests):
         return verdict("not tested (not run yet)", tests)
     if too_few:
-        return verdict(f"not tested (too few seeds in {len(too_few)} of {len(tests)} tests)", tests)
+        share = f" in {len(too_few)} of {len(tests)} tests" if len(tests) > 1 else ""
+        return verdict(f"not tested (too few seeds{share})", tests)
     if barred:
         return verdict(f"not tested ({barred[0]})", tests)
 
