@@ -5,7 +5,8 @@ Section 5 trains for up to 150,000 steps a network. Nothing here knows about pru
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -55,11 +56,38 @@ def arithmetic(device: torch.device) -> contextlib.AbstractContextManager:
     return exact_gpu(device) if device.type == "cuda" else fast_cpu()
 
 
-def captured(step: Callable[..., None], inputs: Iterable[Tensor], state: Callable[[], dict]) -> Callable[..., None]:
-    """Return `step` as one CUDA graph: the same kernels in the same order, launched all at once, so it is exact.
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on `device`."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch keeps for reuse is free
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil  # comes with Dask
 
-    `inputs` are tensors like those of every call; `state()` names all tensors that `step` changes.
+    return psutil.virtual_memory().available
+
+
+def fastest(forms: list[Callable[..., None]], inputs: Sequence[Tensor], state: Callable[[], dict]) -> Callable:
+    """Return the first form of a step that works here, on a GPU as one graph. The last form is the plain one.
+
+    `inputs` are tensors like those of every call; `state()` names all tensors that a step changes.
     """
+    for form in forms:
+        try:
+            if inputs[0].is_cuda:
+                return captured(form, inputs, state)
+            if form is not forms[-1]:
+                warm_up(form, inputs, state)  # what is compiled is so now, when a failure does no harm
+            return form
+        except Exception as error:  # of a compiler, in many forms
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(
+                f"A fast form of the training step does not work here ({reason}): it is slower.", stacklevel=2
+            )
+    return forms[-1]
+
+
+def captured(step: Callable[..., None], inputs: Sequence[Tensor], state: Callable[[], dict]) -> Callable[..., None]:
+    """Return `step` as one CUDA graph: the same kernels in the same order, launched all at once, so it is exact."""
     buffers, side = [x.clone() for x in inputs], torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -77,7 +105,7 @@ def captured(step: Callable[..., None], inputs: Iterable[Tensor], state: Callabl
     return replay
 
 
-def warm_up(step: Callable[..., None], inputs: Iterable[Tensor], state: Callable[[], dict]) -> None:
+def warm_up(step: Callable[..., None], inputs: Sequence[Tensor], state: Callable[[], dict]) -> None:
     """Take three steps and take them back: a graph can only be captured of what has run before.
 
     What they made (an optimiser's momenta and counts) becomes 0, which is where it starts.

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .data import AUGMENTATIONS, BatchOrder, Data, generator, load, same_class_batch, score_batch
-from .devices import arithmetic, captured
+from .devices import arithmetic, fastest
 from .inits import initialise
 from .masks import Mask, on_live_path, shuffle_within_layers
 from .models import BATCH_NORMS, MODELS
@@ -233,7 +233,7 @@ def train(
         t = begin(run, data, checkpoint, dtype)
         if not drive(t, advance, look, partial(save, path=checkpoint), deadline, tick):
             return None
-        seconds = {"scoring_seconds": _round(t.progress["scoring_seconds"]), "seconds": _round(t.seconds())}
+        seconds = {"scoring_seconds": rounded(t.progress["scoring_seconds"]), "seconds": rounded(t.seconds())}
         return outcome(run, t.model, t.mask, data, t.progress["curve"], t.progress["diverged_step"]) | seconds
 
 
@@ -253,12 +253,12 @@ def draw_again(run, model: nn.Module) -> None:
         initialise(model, init, generator(run.seed, "train_init"), sd=run.init_sd, bias_init=run.bias_init)
 
 
-def train_labels(run, data: Data) -> Tensor:
+def train_labels(run, labels: Tensor) -> Tensor:
     """Return the labels of the training examples [N], in random order where `run` says so."""
     if not run.random_labels:
-        return data.y_train
-    order = torch.randperm(len(data.y_train), generator=generator(run.seed, "labels"))
-    return data.y_train[order.to(data.y_train.device)]
+        return labels
+    order = torch.randperm(len(labels), generator=generator(run.seed, "labels"))
+    return labels[order.to(labels.device)]
 
 
 @dataclass
@@ -305,7 +305,7 @@ def begin(run, data: Data, checkpoint: Path | None = None, dtype: torch.dtype = 
     masked = _apply(mask, prunable(model), optimizer)
     loss_sum = torch.tensor(progress["loss_sum"], dtype=torch.float64, device=device)
     data = dataclasses.replace(data, **{x: getattr(data, x).to(dtype) for x in ("x_train", "x_val", "x_test")})
-    labels, orders = train_labels(run, data), [BatchOrder(len(data.y_train), run.batch_size, run.seed)]
+    labels, orders = train_labels(run, data.y_train), [BatchOrder(len(data.y_train), run.batch_size, run.seed)]
     return Training(run, data, labels, model, optimizer, mask, masked, beginning, orders, loss_sum, progress, began)
 
 
@@ -364,8 +364,13 @@ def advance(t: Training, table: Tensor) -> None:
                 group["lr"].fill_(rate_at(run, step))  # a graph reads it there
             else:
                 group["lr"] = rate_at(run, step)
-        t.learn = t.learn or fastest(t, x, t.labels[chosen])
-        t.learn(x, t.labels[chosen])
+        y = t.labels[chosen]
+        if t.learn is None:
+            forms = [partial(learn, t, t.model)]
+            if x.is_cuda and run.precision == "bf16":
+                forms.insert(0, partial(learn, t, torch.compile(t.model)))
+            t.learn = fastest(forms, (x, y), lambda: _state(t.model, t.optimizer) | {"loss_sum": t.loss_sum})
+        t.learn(x, y)
         t.progress["step"] += 1
         t.progress["loss_steps"] += 1
 
@@ -384,20 +389,6 @@ def learn(t: Training, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
         torch._foreach_mul_([p.grad for p, _ in t.masked], [kept for _, kept in t.masked])
     t.optimizer.step()
     t.loss_sum += loss.detach()
-
-
-def fastest(t: Training, x: Tensor, y: Tensor) -> Callable[[Tensor, Tensor], None]:
-    """Return `learn` in the fastest form that works here: on a GPU as one graph, with bf16 compiled, else plain."""
-    plain = partial(learn, t, t.model)
-    if x.device.type != "cuda":
-        return plain
-    compiled = [partial(learn, t, torch.compile(t.model))] if t.run.precision == "bf16" else []
-    for form in [*compiled, plain]:
-        try:
-            return captured(form, (x, y), lambda: _state(t.model, t.optimizer) | {"loss_sum": t.loss_sum})
-        except RuntimeError as error:
-            warnings.warn(f"A step of {t.run.model} was not captured, so it is slower ({error}).", stacklevel=2)
-    return plain
 
 
 def mask_again(t: Training) -> None:
@@ -450,7 +441,7 @@ def look(t: Training) -> None:
 def note(curve: dict, step: int, loss: float, val_error: float, test_error: float) -> None:
     """Add a point to a curve."""
     for name, value in zip(NO_CURVE, (step, loss, val_error, test_error), strict=True):
-        curve[name].append(value if name == "step" else _round(value))
+        curve[name].append(value if name == "step" else rounded(value))
 
 
 def save(t: Training, path: Path | None) -> None:
@@ -483,7 +474,7 @@ def outcome(
         "curve": curve,
         "n_prunable": sum(kept.numel() for kept in mask.values()) if mask else m,
         "kept": {name: int(kept.sum()) for name, kept in mask.items()} if mask else {},
-        "effective_sparsity": _round(1 - sum(int(k.sum()) for k in live.values()) / m, 6) if mask else 0.0,
+        "effective_sparsity": rounded(1 - sum(int(k.sum()) for k in live.values()) / m, 6) if mask else 0.0,
         "replicas": 1,
     }
 
@@ -495,7 +486,7 @@ def _only_scored(run, data: Data) -> dict:
     scoring_seconds = time.perf_counter() - began
     found = outcome(run, model, mask, data, NO_CURVE) | _portrait(run, model, mask, data)
     seconds = time.perf_counter() - began
-    return found | {"scoring_seconds": _round(scoring_seconds), "seconds": _round(seconds)}
+    return found | {"scoring_seconds": rounded(scoring_seconds), "seconds": rounded(seconds)}
 
 
 def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
@@ -512,7 +503,7 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     found = {
         "mask_sha": hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:12],
-        "gradient": {n: _round(g.norm().item()) for n, g in zip(parameters, gradients, strict=True)},
+        "gradient": {n: rounded(g.norm().item()) for n, g in zip(parameters, gradients, strict=True)},
     }
     if run.seed == 0:
         linear = [(name, kept) for name, kept in mask.items() if kept.dim() == 2]
@@ -523,6 +514,6 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     return found
 
 
-def _round(value: float, digits: int = 4) -> float | None:
+def rounded(value: float, digits: int = 4) -> float | None:
     """Four significant digits; None stands for a number that is not finite (JSON has none)."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None

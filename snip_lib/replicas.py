@@ -1,0 +1,384 @@
+"""Many small networks as one computation: R runs of one architecture and one schedule.
+
+A figure of Section 5 is 260 LeNets, of which one keeps no GPU busy. The network stays the plain module of `models.py`:
+`torch.func` calls it with weights stacked over R. `train.train` stays the definition, and `train_replicas` is
+tested against it in float64. Each run has its own weights, mask, split, order, labels and rate.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from . import train as single
+from .data import BatchOrder, Data, _read, data_folder, load, split
+from .devices import arithmetic, fastest, free_memory
+from .models import MODELS
+from .saliency import prunable
+
+# What the runs of a group have in common. Rates differ at no cost, so `lr` and its decay are not here.
+SHARED = ("model", "dataset", "pixels", "steps", "batch_size", "optimizer", "momentum", "weight_decay", "decayed")
+BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as in `torch.optim`
+COMPILE_STEPS = 40_000  # model-steps after which half a minute of compiling has paid; measured on a CPU
+CPU_REPLICAS = 4  # measured: 1.8 times the steps of single runs where compiled, and little more beyond
+
+
+# ----------------------------------------------------------------- which runs, how many
+
+
+@functools.cache
+def _plain(model: str) -> nn.Module:
+    """Return the network without weights, to look at its modules."""
+    with torch.device("meta"):
+        return MODELS[model]()
+
+
+def together(run) -> tuple | None:
+    """Return what the runs that can be trained together with `run` have in common; None if it is trained alone.
+
+    Alone are networks with batch norm, whose statistics are no function of the weights, and runs with masks in the
+    course of training, with augmentation, in bf16 or without a step.
+    """
+    by_itself = not run.steps or run.delay or run.every or run.augment != "none" or run.precision != "float32"
+    if by_itself or any(True for _ in _plain(run.model).buffers()):
+        return None
+    return tuple(getattr(run, name) for name in SHARED)
+
+
+def pays_to_compile(run, n_replicas: int, device: torch.device) -> bool:
+    """Tell whether compiling the step of a group pays: enough steps, and on a CPU no convolution, but a compiler."""
+    if run.steps * n_replicas < COMPILE_STEPS:
+        return False
+    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in _plain(run.model).modules())
+    return device.type == "cuda" or (not convolves and shutil.which(os.environ.get("CXX", "g++")) is not None)
+
+
+def how_many(run, device: torch.device | str) -> int:
+    """Return R for `run` on this device: as many as fit on a GPU; on a CPU as many as pay, which is mostly one.
+
+    Measured on a CPU: a LeNet-5-Caffe is slower in a group; LeNet-300-100 and the recurrent networks are 1.8
+    times as fast where the step is compiled, and 0.9 to 1.2 times where it is not.
+    """
+    device = torch.device(device)
+    if together(run) is None:
+        return 1
+    if device.type == "cuda":
+        return fitting(run, device)
+    return CPU_REPLICAS if pays_to_compile(run, CPU_REPLICAS, device) else 1
+
+
+def fitting(run, device: torch.device) -> int:
+    """Return how many replicas of `run` fit into four fifths of the memory that is free."""
+    data, each = memory(run)
+    return max(1, int((0.8 * free_memory(device) - data) // each))
+
+
+def memory(run, itemsize: int = 4) -> tuple[int, int]:
+    """Return the bytes that a group takes whatever its size, and those of each replica, at most."""
+    raw, _ = _read(run.dataset, data_folder())
+    n, shape = len(raw.y_train), tuple(raw.x_train.shape[1:])
+    with torch.device("meta"):
+        model = MODELS[run.model](shape, raw.n_classes)
+        x, y = torch.empty(run.batch_size, *shape), torch.zeros(run.batch_size, dtype=torch.int64)
+    kept_for_backward = 0
+
+    def weigh(t: Tensor) -> Tensor:
+        nonlocal kept_for_backward
+        kept_for_backward += t.numel() * max(t.element_size(), itemsize)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
+        F.cross_entropy(model(x), y)
+    weights = sum(p.numel() for p in model.parameters()) * itemsize
+    # Weights, mask, gradient and two that come and go; each moment, and a copy of all that a step changes.
+    copies = 6 + 2 * (2 if run.optimizer == "adam" else 1)
+    tables = 8 * 2 * n + 8 * n // 10
+    images = (raw.x_train.numel() + raw.x_test.numel()) * itemsize
+    return 2 * images, copies * weights + 2 * kept_for_backward + tables  # the other images: one split, while it scores
+
+
+# ------------------------------------------------------------------------- set up
+
+
+@dataclass
+class Group:
+    """R runs on their way. What changes lies in `weights`, `moments`, `count`, `loss_sum` and `progress`."""
+
+    runs: list
+    net: nn.Module  # its forward pass is that of all; its own weights are not used
+    weights: dict[str, Tensor]  # by name, [R, *shape]
+    masks: dict[str, Tensor]  # the same, 1.0 where kept
+    moments: dict[str, list[Tensor]]  # the same: momentum, or Adam's mean and mean of squares
+    count: Tensor  # optimiser steps, []
+    rates: Tensor  # learning rates, [R]
+    data: Data  # of all runs, without a split
+    seen: Tensor  # which images are a run's training examples, [R, N]
+    labels: Tensor  # and their labels, [R, N]
+    held_out: Tensor  # which images validate a run, [R, V]
+    orders: list[BatchOrder]
+    loss_sum: Tensor  # since the last point of the curve, [R]
+    progress: dict  # the rest of a checkpoint, as JSON
+    began: float
+    compiled: bool
+    learn: Callable[[Tensor], None] | None = None  # the fastest form of the step here, once there is one
+
+    @property
+    def run(self):
+        """One of the runs, for what they share."""
+        return self.runs[0]
+
+    @property
+    def over(self) -> bool:
+        """Tell whether every run has diverged."""
+        return None not in self.progress["diverged_steps"]
+
+    def seconds(self) -> float:
+        """Return the seconds spent on the group, those before it was interrupted included."""
+        return self.progress["seconds"] + time.perf_counter() - self.began
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a step changes, as named tensors (the live ones)."""
+        moments = {f"moment.{n}.{i}": t for n, pair in self.moments.items() for i, t in enumerate(pair)}
+        return {f"weight.{n}": w for n, w in self.weights.items()} | moments | {"count": self.count}
+
+
+def train_replicas(
+    runs: list,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    deadline: float = math.inf,
+    tick: Callable[[int], None] = lambda step: None,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool | None = None,
+) -> list[dict] | None:
+    """Train `runs` as one computation; return what their rows say, in their order, or None as `train.train` does.
+
+    The same as `train.train` of each, up to rounding. A run that diverges has its row and leaves the others alone.
+    `compiled`: whether the whole step is (None: where it pays). A row's `seconds` are its share of the group's.
+
+    Raises:
+        ValueError: runs that cannot be trained together, or more than the memory that is free.
+    """
+    device, runs = torch.device(device), list(runs)
+    kinds = {together(run) for run in runs}
+    if len(kinds) != 1 or None in kinds:
+        raise ValueError(
+            f"Runs in a group share {', '.join(SHARED)} and have no batch norm, no augmentation, no later mask, "
+            "no bf16 and at least one step: these do not."
+        )
+    (fixed, each), free = memory(runs[0], dtype.itemsize), free_memory(device)
+    if fixed + len(runs) * each > free:
+        raise ValueError(
+            f"{len(runs)} replicas of {runs[0].model} take about {(fixed + len(runs) * each) / 1e9:.3g} GB and "
+            f"{free / 1e9:.3g} GB are free: ask for at most {max(1, int((free - fixed) // each))}, or let R be chosen."
+        )
+    if compiled is None:
+        compiled = pays_to_compile(runs[0], len(runs), device)
+    with arithmetic(device):
+        g = begin(runs, device, checkpoint, dtype, compiled)
+        if not single.drive(g, advance, look, functools.partial(save, path=checkpoint), deadline, tick):
+            return None
+        return outcomes(g)
+
+
+def begin(runs: list, device: torch.device, checkpoint: Path | None, dtype: torch.dtype, compiled: bool) -> Group:
+    """Score, mask and stack the networks of `runs` on `device`; or go on from the `checkpoint`."""
+    began, n_runs, run = time.perf_counter(), len(runs), runs[0]
+    data = load(run.dataset, seed=None, device=device, pixels=run.pixels)
+    splits = [[part.to(device) for part in split(len(data.y_train), run.seed)] for run in runs]
+    labels = torch.stack(
+        [single.train_labels(r, data.y_train[seen]) for r, (seen, _) in zip(runs, splits, strict=True)]
+    )
+    net = single.initial_model(run, data)
+    weights = {name: torch.empty(n_runs, *p.shape, dtype=dtype, device=device) for name, p in net.named_parameters()}
+    n_moments = 2 if run.optimizer == "adam" else 1
+    progress = {
+        **{"runs": [dataclasses.asdict(r) for r in runs], "step": 0, "loss_steps": 0, "loss_sum": [0.0] * n_runs},
+        **{"curves": [{name: [] for name in single.NO_CURVE} for _ in runs], "diverged_steps": [None] * n_runs},
+        **{"seconds": 0.0, "scoring_seconds": [0.0] * n_runs, "compiled": compiled},
+    }
+    g = Group(
+        runs=runs,
+        net=net,
+        weights=weights,
+        masks={name: torch.ones_like(w) for name, w in weights.items()},
+        moments={name: [torch.zeros_like(w) for _ in range(n_moments)] for name, w in weights.items()},
+        count=torch.zeros((), dtype=torch.float64, device=device),
+        rates=torch.zeros(n_runs, dtype=dtype, device=device),
+        data=dataclasses.replace(data, x_train=data.x_train.to(dtype), x_test=data.x_test.to(dtype)),
+        seen=torch.stack([seen for seen, _ in splits]),
+        labels=labels,
+        held_out=torch.stack([held_out for _, held_out in splits]),
+        orders=[BatchOrder(labels.shape[1], r.batch_size, r.seed) for r in runs],
+        loss_sum=torch.zeros(n_runs, dtype=torch.float64, device=device),
+        progress=progress,
+        began=began,
+        compiled=compiled,
+    )
+    if checkpoint and checkpoint.exists():
+        restore(g, checkpoint)
+    else:
+        score(g)
+    return g
+
+
+def score(g: Group) -> None:
+    """Fill in the weights and masks of all runs, scored one after another as `train.train` does."""
+    seed, device = None, g.loss_sum.device
+    for i in sorted(range(len(g.runs)), key=lambda i: g.runs[i].seed):
+        if (run := g.runs[i]).seed != seed:
+            seed, data = run.seed, load(run.dataset, seed=run.seed, device=device, pixels=run.pixels)
+        began = time.perf_counter()
+        model, mask = single.scored(run, data)
+        g.progress["scoring_seconds"][i] = time.perf_counter() - began
+        single.draw_again(run, model)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                g.weights[name][i] = p
+            for name, kept in (mask or {}).items():
+                g.masks[name][i] = kept
+    for name, w in g.weights.items():
+        w.mul_(g.masks[name])
+
+
+# --------------------------------------------------------------------------- steps
+
+
+def step_of(g: Group) -> Callable[[Tensor], None]:
+    """Return the step of all runs: gather, forward, backward and masked update. Only tensors, and no look at any."""
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(g.net, weights, (x,)), y)
+
+    gradients = vmap(grad_and_value(loss))  # a network at a time, as written; R at a time, as computed
+
+    def step(chosen: Tensor) -> None:  # [R, B]
+        x = g.data.x_train[g.seen.gather(1, chosen)]  # [R, B, C, H, W]
+        y = g.labels.gather(1, chosen)  # [R, B]
+        grads, losses = gradients(g.weights, x, y)
+        update(g, grads)
+        g.loss_sum.add_(losses)
+
+    return step
+
+
+def update(g: Group, grads: dict[str, Tensor]) -> None:
+    """Take a step of SGD with momentum, or of Adam, in place: `torch.optim`'s formulas with m * grad for grad.
+
+    d = m * grad + decay * w. SGD: v <- mu v + d, w <- w - lr v. Adam (Kingma & Ba, 2015): a <- b1 a + (1 - b1) d,
+    s <- b2 s + (1 - b2) d^2, w <- w - lr a' / (sqrt(s') + eps) with a' = a / (1 - b1^t), s' = s / (1 - b2^t).
+    """
+    run, decayed = g.run, prunable(g.net)
+    g.count.add_(1)
+    for name, w in g.weights.items():
+        rate = g.rates.view(-1, *[1] * (w.dim() - 1))  # [R, 1, ...]
+        decay = run.weight_decay if name in decayed and (run.decayed == "all" or decayed[name].dim() > 1) else 0.0
+        d = (grads[name] * g.masks[name]).add_(w, alpha=decay)
+        if run.optimizer == "adam":
+            (a, s), (b1, b2) = g.moments[name], BETAS
+            a.mul_(b1).add_(d, alpha=1 - b1)
+            s.mul_(b2).addcmul_(d, d, value=1 - b2)
+            size = (s / (1 - b2**g.count)).sqrt_().add_(EPS)
+            w.sub_((a * (rate / (1 - b1**g.count))).div_(size))
+        else:
+            (v,) = g.moments[name]
+            v.mul_(run.momentum).add_(d)
+            w.sub_(rate * v)
+
+
+def advance(g: Group, table: Tensor) -> None:
+    """Take a step on each batch of `table` [steps, R, B]."""
+    decays = {run.decay_every for run in g.runs}
+    for i, chosen in enumerate(table):
+        step = g.progress["step"]
+        if i == 0 or any(step % every == 0 for every in decays):
+            g.rates.copy_(torch.tensor([single.rate_at(run, step) for run in g.runs], dtype=torch.float64))
+        if g.learn is None:
+            plain = step_of(g)
+            forms = [torch.compile(plain, dynamic=False), plain] if g.compiled else [plain]
+            g.learn = fastest(forms, [chosen], lambda: g.state() | {"loss_sum": g.loss_sum})
+        g.learn(chosen)
+        g.progress["step"] += 1
+        g.progress["loss_steps"] += 1
+
+
+# ------------------------------------------------------------------ look, save, tell
+
+
+def look(g: Group) -> None:
+    """Look which losses are finite, and at a point of the curve, or where a run ends, at the errors."""
+    at, step = g.progress, g.progress["step"]
+    losses = g.loss_sum.tolist()
+    ended = at["diverged_steps"]
+    fresh = [i for i, loss in enumerate(losses) if not math.isfinite(loss) and ended[i] is None]
+    for i in fresh:
+        ended[i] = step
+    point = step in single.curve_points(g.run.steps)
+    if point or fresh:
+        val, test = errors(g)
+        for i in range(len(g.runs)) if point else fresh:
+            if ended[i] in (None, step):
+                single.note(at["curves"][i], step, losses[i] / at["loss_steps"], val[i], test[i])
+    if point:
+        g.loss_sum.zero_()
+        at["loss_steps"] = 0
+
+
+def errors(g: Group) -> tuple[list[float], list[float]]:
+    """Return the validation and test errors of all runs in percent, by batches, which fit where a step does."""
+
+    def answer(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(g.net, weights, (x,)).argmax(1)
+
+    own, common, size = vmap(answer), vmap(answer, in_dims=(0, None)), g.run.batch_size
+    x, y, tests = g.data.x_train, g.data.y_train, zip(g.data.x_test.split(size), g.data.y_test.split(size), strict=True)
+    with torch.no_grad():
+        val = sum((own(g.weights, x[some]) != y[some]).sum(1) for some in g.held_out.split(size, 1))  # [R]
+        test = sum((common(g.weights, a) != b).sum(1) for a, b in tests)  # [R]
+    n_val, n_test = g.held_out.shape[1], len(g.data.y_test)
+    return [100 * n / n_val for n in val.tolist()], [100 * n / n_test for n in test.tolist()]
+
+
+def save(g: Group, path: Path | None) -> None:
+    """Write the checkpoint of a group: its members too, so that it goes on with the same R."""
+    if path:
+        masks = {f"mask.{name}": m.bool() for name, m in g.masks.items()}
+        progress = g.progress | {"loss_sum": g.loss_sum.tolist(), "seconds": g.seconds()}
+        single.write_checkpoint(path, g.state() | masks, progress)
+
+
+def restore(g: Group, path: Path) -> None:
+    """Go on where `save` left a group, with the same bits."""
+    with safe_open(path, "pt") as file:
+        for name, t in g.state().items():
+            t.copy_(file.get_tensor(name))
+        for name, m in g.masks.items():
+            m.copy_(file.get_tensor(f"mask.{name}"))
+    g.progress = single.read_progress(path)
+    g.compiled = g.progress["compiled"]
+    g.loss_sum.copy_(torch.tensor(g.progress["loss_sum"], dtype=torch.float64))
+
+
+def outcomes(g: Group) -> list[dict]:
+    """Return what the rows of the runs say, in their order."""
+    rows, at, n_runs = [], g.progress, len(g.runs)
+    share = g.seconds() / n_runs
+    for i, run in enumerate(g.runs):
+        names = prunable(g.net, biases=run.prune_biases) if run.sparsity else {}
+        mask = {name: g.masks[name][i].bool() for name in names} or None
+        row = single.outcome(run, g.net, mask, g.data, at["curves"][i], at["diverged_steps"][i])
+        seconds = {"scoring_seconds": single.rounded(at["scoring_seconds"][i]), "seconds": single.rounded(share)}
+        rows.append(row | {"replicas": n_runs} | seconds)
+    return rows

@@ -1,0 +1,340 @@
+"""Runs trained as one computation are the single runs, up to rounding; a stopped group goes on with the same bits."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from snip_lib import data, devices, replicas, train
+from snip_lib.runs import Run, sweep
+
+SMALL = Run("lenet300", "digits", sparsity=0.9, steps=50, decay_every=20, batch_size=20, lr=0.05)
+UNTIMED = ("seconds", "scoring_seconds", "replicas")
+
+
+def varied(run):
+    """Return five runs that differ in everything that runs of one group may differ in."""
+    return [
+        run,
+        dataclasses.replace(run, sparsity=0.0),
+        dataclasses.replace(run, seed=1, method="random", sparsity=0.5, lr=run.lr / 2, decay_every=15),
+        dataclasses.replace(run, seed=2, random_labels=True, prune_biases=False),
+        dataclasses.replace(run, train_init="fresh", init="lecun", rounds=2, sparsity=0.98, decay=0.5),
+    ]
+
+
+def alone(run, folder, **options):
+    """Train `run` by the definition, in float64; return (outcome, final weights by name)."""
+    path = folder / f"{run.key}.safetensors"
+    outcome = train.train(run, checkpoint=path, dtype=torch.float64, **options)
+    tensors = load_file(path)
+    return outcome, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+
+
+def grouped(runs, folder, dtype=torch.float64, **options):
+    """Train `runs` as a group; return (outcomes, final tensors by name)."""
+    path = folder / "group.safetensors"
+    outcomes = replicas.train_replicas(runs, checkpoint=path, dtype=dtype, **options)
+    return outcomes, load_file(path)
+
+
+def growth(run, weights):
+    """Return how far a change of 1e-15 of the first weights moves the last ones: no order of summation does better."""
+    t = train.begin(run, data.load(run.dataset, seed=run.seed), dtype=torch.float64)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in t.model.parameters():
+            p.mul_(1 + 1e-15 * torch.randn(p.shape, generator=noise, dtype=torch.float64))
+    train.drive(t, train.advance, train.look, lambda t: None, math.inf, lambda step: None)
+    return max((p - weights[name]).abs().max().item() for name, p in t.model.named_parameters())
+
+
+def check_group_is_single_runs(runs, folder, sensitive):
+    """Compare weights and outcomes of a group with those of its runs alone, as far as rounding allows."""
+    outcomes, tensors = grouped(runs, folder)
+    tolerance = 1e-10
+    for i, run in enumerate(runs):
+        outcome, weights = alone(run, folder)
+        if run in sensitive:
+            tolerance = max(tolerance, 10 * growth(run, weights))
+            assert tolerance < 1e-6, "training is chaotic here: this compares nothing"
+        for name, expected in weights.items():
+            torch.testing.assert_close(tensors[f"weight.{name}"][i], expected, rtol=0, atol=tolerance)
+        assert {k: v for k, v in outcomes[i].items() if k not in UNTIMED} == {
+            k: v for k, v in outcome.items() if k not in UNTIMED
+        }
+        assert outcomes[i]["replicas"] == len(runs)
+
+
+@pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 1.0), ("adam", 0.02)])
+@pytest.mark.parametrize(("model", "lr"), [("lenet300", 0.05), ("lenet5", 0.02), ("lstm_s", 0.1), ("gru_s", 0.1)])
+def test_a_group_is_the_single_runs(model, lr, optimizer, factor, tmp_path, monkeypatch):
+    run = dataclasses.replace(SMALL, model=model, optimizer=optimizer, lr=lr * factor)
+    runs = varied(run)
+    if model != "lenet300":
+        runs = varied(dataclasses.replace(run, batch_size=10))[2:4]
+        monkeypatch.setattr(train, "curve_points", lambda steps: [steps])  # ten evaluations take longer than training
+    check_group_is_single_runs(runs, tmp_path, sensitive=runs[:1])
+
+
+@pytest.mark.long
+def test_a_group_is_the_single_runs_for_a_thousand_steps(tmp_path):
+    run = dataclasses.replace(SMALL, steps=1_000, decay_every=400, lr=0.01, batch_size=100)
+    runs = sweep(run, sparsity=[0.0, 0.9], seed=[0, 1])
+    check_group_is_single_runs(runs, tmp_path, sensitive=runs)
+
+
+def test_a_replica_that_diverges_has_its_row_and_leaves_the_others_alone(tmp_path):
+    runs = sweep(dataclasses.replace(SMALL, steps=250, decay_every=250), seed=range(3))
+    tame, _ = grouped(runs, tmp_path)
+    before = load_file(tmp_path / "group.safetensors")
+    (tmp_path / "group.safetensors").unlink()
+    wild = dataclasses.replace(runs[1], lr=1e6)
+    outcomes, after = grouped([runs[0], wild, runs[2]], tmp_path)
+    for name, t in before.items():
+        if name != "count":
+            assert torch.equal(t[0], after[name][0]) and torch.equal(t[2], after[name][2]), name
+    expected, _ = alone(wild, tmp_path)
+    untimed = [{k: v for k, v in o.items() if k not in UNTIMED} for o in (outcomes[1], expected, outcomes[0], tame[0])]
+    assert untimed[0] == untimed[1] and untimed[2] == untimed[3]
+    assert outcomes[1]["diverged"] and outcomes[1]["diverged_step"] <= 100 and not outcomes[0]["diverged"]
+    json.dumps(outcomes, allow_nan=False)
+
+
+def test_a_group_that_diverged_whole_ends_there(tmp_path):
+    seen = []
+    runs = sweep(dataclasses.replace(SMALL, lr=1e6, steps=5_000), seed=range(2))
+    outcomes, _ = grouped(runs, tmp_path, tick=seen.append)
+    assert [o["diverged_step"] for o in outcomes] == [100, 100] and seen == [100]
+
+
+class _Clock(float):
+    """A deadline that comes when training reports a certain step."""
+
+    def __new__(cls, step):
+        self = super().__new__(cls, math.inf)
+        self.step, self.now = step, 0
+        return self
+
+    def tick(self, step):
+        self.now = step
+
+    def __lt__(self, _):  # asked as `time.time() > deadline`
+        return self.now >= self.step
+
+
+def check_a_stopped_group_ends_with_the_same_bits(runs, folder, stops, **options):
+    (folder / "whole").mkdir()
+    whole, expected = grouped(runs, folder / "whole", torch.float32, **options)
+    for stop in stops:
+        clock = _Clock(stop)
+        path = folder / "group.safetensors"
+        ended = replicas.train_replicas(runs, checkpoint=path, deadline=clock, tick=clock.tick, **options)
+        assert ended is None
+        progress = train.read_progress(path)
+        assert progress["step"] == stop
+        assert [Run(**fields) for fields in progress["runs"]] == runs
+    outcomes, tensors = grouped(runs, folder, torch.float32, **options)
+    for name, t in expected.items():
+        torch.testing.assert_close(tensors[name], t, rtol=0, atol=0, equal_nan=True)
+    for ours, theirs in zip(outcomes, whole, strict=True):
+        assert {k: v for k, v in ours.items() if "seconds" not in k} == {
+            k: v for k, v in theirs.items() if "seconds" not in k
+        }
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_group_stopped_anywhere_ends_with_the_same_bits(optimizer, tmp_path):
+    run = dataclasses.replace(SMALL, optimizer=optimizer, lr=0.01, steps=350, decay_every=130)
+    runs = [*varied(run), dataclasses.replace(run, lr=1e8)]  # one diverges before the stops
+    check_a_stopped_group_ends_with_the_same_bits(runs, tmp_path, [100, 300])
+
+
+# ------------------------------------------------------------------------- fast forms
+
+
+@pytest.mark.long
+def test_the_compiled_step_is_the_step_and_goes_on_with_the_same_bits(tmp_path):
+    runs = sweep(dataclasses.replace(SMALL, steps=300, decay_every=130), sparsity=[0.0, 0.9], seed=range(2))
+    fifty = [dataclasses.replace(run, steps=50) for run in runs]
+    plain, expected = grouped(fifty, tmp_path, compiled=False)
+    (tmp_path / "group.safetensors").unlink()
+    compiled, tensors = grouped(fifty, tmp_path, compiled=True)
+    for name, t in expected.items():
+        torch.testing.assert_close(tensors[name], t, rtol=0, atol=1e-10)
+    (tmp_path / "group.safetensors").unlink()
+    check_a_stopped_group_ends_with_the_same_bits(runs, tmp_path, [100, 200], compiled=True)
+
+
+def test_without_a_compiler_the_plain_step_is_taken_and_this_is_said_once(tmp_path, monkeypatch):
+    runs = sweep(dataclasses.replace(SMALL, steps=120), seed=range(2))
+    _, expected = grouped(runs, tmp_path)
+    (tmp_path / "group.safetensors").unlink()
+
+    def no_compiler(step, **_):
+        def fails(*inputs):
+            step(*inputs)  # fails late: what it changed is taken back
+            raise RuntimeError("no C++ compiler")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.warns(UserWarning, match=r"fast form of the training step .*\(no C\+\+ compiler\)") as told:
+        _, tensors = grouped(runs, tmp_path, compiled=True)
+    assert len(told) == 1
+    assert all(torch.equal(tensors[name], t) for name, t in expected.items())
+
+
+def through_buffers(forms, inputs, state):
+    """Do what `devices.captured` does, without a GPU: warm up, and read every batch from the same tensors."""
+    buffers = [x.clone() for x in inputs]
+    devices.warm_up(forms[-1], buffers, state)
+
+    def replay(*batch):
+        for buffer, x in zip(buffers, batch, strict=True):
+            buffer.copy_(x)
+        forms[-1](*buffers)
+
+    return replay
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_what_a_gpu_replays_reads_nothing_but_its_buffers_and_leaves_no_trace_of_the_warm_up(
+    optimizer, tmp_path, monkeypatch
+):
+    run = dataclasses.replace(SMALL, optimizer=optimizer, lr=0.01, delay=20, every=10, rounds=2, rewind=True)
+    runs = varied(dataclasses.replace(SMALL, optimizer=optimizer, lr=0.01))[:3]
+    (tmp_path / "plain").mkdir()
+    _, expected = alone(run, tmp_path / "plain")
+    _, expected_group = grouped(runs, tmp_path / "plain")
+    monkeypatch.setattr(train, "fastest", through_buffers)
+    monkeypatch.setattr(replicas, "fastest", through_buffers)
+    _, weights = alone(run, tmp_path)
+    _, tensors = grouped(runs, tmp_path)
+    assert all(torch.equal(weights[name], t) for name, t in expected.items())
+    assert all(torch.equal(tensors[name], t) for name, t in expected_group.items())
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@needs_gpu
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("model", ["lenet300", "lenet5", "gru_s"])
+def test_a_gpu_trains_what_a_cpu_trains(model, optimizer, tmp_path):
+    runs = varied(dataclasses.replace(SMALL, model=model, optimizer=optimizer, lr=0.001))[:3]
+    for device in ("cpu", "cuda"):
+        (tmp_path / device).mkdir()
+    _, single = alone(runs[0], tmp_path / "cpu")
+    _, captured = alone(runs[0], tmp_path / "cuda", device="cuda")
+    _, expected = grouped(runs, tmp_path / "cpu")
+    _, tensors = grouped(runs, tmp_path / "cuda", device="cuda")
+    for ours, theirs in ((captured, single), (tensors, expected)):
+        for name, t in theirs.items():
+            torch.testing.assert_close(ours[name], t, rtol=0, atol=1e-9)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", train.PRECISIONS)
+def test_a_gpu_trains_batch_norm_as_one_graph_without_a_warning(precision, tmp_path):
+    run = dataclasses.replace(SMALL, model="alexnet_s", augment="standard", precision=precision)
+    outcome = train.train(run, device="cuda", checkpoint=tmp_path / "run.safetensors")
+    assert math.isfinite(outcome["train_loss"]) and not outcome["diverged"]
+
+
+# ---------------------------------------------------------------------- which, how many
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"model": "vgg_d"}, {"model": "wrn_16_8"}, {"augment": "shift"}, {"delay": 5}, {"precision": "bf16"}),
+        *({"steps": 0}, {"every": 5, "rounds": 3}),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_together_is_trained_alone(other):
+    run = dataclasses.replace(SMALL, **other)
+    assert replicas.together(run) is None and replicas.together(SMALL) is not None
+    assert replicas.how_many(run, "cpu") == 1
+    with pytest.raises(ValueError, match="Runs in a group share model, dataset, .* these do not"):
+        replicas.train_replicas([run, dataclasses.replace(run, seed=1)])
+
+
+@pytest.mark.parametrize("other", [{"steps": 60}, {"model": "lenet5"}, {"batch_size": 10}, {"optimizer": "adam"}])
+def test_a_group_has_one_architecture_and_one_schedule(other):
+    with pytest.raises(ValueError, match="Runs in a group share"):
+        replicas.train_replicas([SMALL, dataclasses.replace(SMALL, **other)])
+
+
+def test_a_cpu_takes_groups_where_they_were_measured_to_pay(monkeypatch):
+    paper = Run("lenet300", "digits", sparsity=0.9)
+    monkeypatch.setattr(replicas.shutil, "which", lambda name: "/usr/bin/g++")
+    assert replicas.how_many(paper, "cpu") > 1
+    assert replicas.how_many(dataclasses.replace(paper, model="lenet5"), "cpu") == 1
+    assert replicas.how_many(dataclasses.replace(paper, steps=60), "cpu") == 1
+    monkeypatch.setattr(replicas.shutil, "which", lambda name: None)
+    assert replicas.how_many(paper, "cpu") == 1
+
+
+def test_r_follows_the_memory_and_too_many_are_refused_with_a_sentence(monkeypatch):
+    fixed, each = replicas.memory(SMALL)
+    monkeypatch.setattr(replicas, "free_memory", lambda device: fixed + 10 * each)
+    fits = replicas.fitting(SMALL, torch.device("cpu"))
+    assert 1 < fits <= 10
+    monkeypatch.setattr(replicas, "free_memory", lambda device: 0)
+    assert replicas.fitting(SMALL, torch.device("cpu")) == 1
+    monkeypatch.setattr(replicas, "free_memory", lambda device: fixed + 3.5 * each)
+    with pytest.raises(ValueError, match=r"20 replicas of lenet300 take about .* GB .* ask for at most 3"):
+        replicas.train_replicas(sweep(SMALL, seed=range(20)))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from snip_lib import replicas
+from snip_lib.runs import Run, sweep
+model, n, optimizer = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+run = Run(model, "digits", sparsity=0.9, steps=2, decay_every=2, optimizer=optimizer, lr=0.001)
+peak = lambda: next(int(s.split()[1]) for s in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in s)
+replicas.train_replicas(sweep(run, seed=range(1)))  # what is loaded once is not the group's
+before = peak()
+replicas.train_replicas(sweep(run, seed=range(n)))
+fixed, each = replicas.memory(run)
+print(1024 * (peak() - before), fixed + n * each)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+@pytest.mark.parametrize(
+    ("model", "n", "optimizer"), [("lenet300", 40, "sgd"), ("lenet300", 30, "adam"), ("lenet5", 8, "sgd")]
+)
+def test_the_peak_memory_stays_within_what_r_was_chosen_for(model, n, optimizer):
+    done = subprocess.run([sys.executable, "-c", MEASURE, model, str(n), optimizer], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak, promised = map(int, done.stdout.split())
+    assert 0 < peak <= promised
+    assert promised < 6 * peak  # nor is memory left empty for nothing
+
+
+# -------------------------------------------------------------------------- precision
+
+
+def test_bf16_is_for_the_passes_and_leaves_weights_scores_and_evaluation_in_float32(tmp_path):
+    run = dataclasses.replace(SMALL, precision="bf16")
+    outcomes, tensors = [], []
+    for each in (SMALL, run):
+        outcomes.append(train.train(each, checkpoint=tmp_path / f"{each.key}.safetensors"))
+        tensors.append(load_file(tmp_path / f"{each.key}.safetensors"))
+    assert all(t.dtype in (torch.float32, torch.bool) for t in tensors[1].values())
+    assert outcomes[0]["kept"] == outcomes[1]["kept"]
+    name = "model.fc1.weight"
+    assert not torch.equal(tensors[0][name], tensors[1][name])
+    torch.testing.assert_close(tensors[0][name], tensors[1][name], rtol=0, atol=0.05)
+    with pytest.raises(ValueError, match="Unknown precision 'half': choose one of float32, bf16"):
+        dataclasses.replace(SMALL, precision="half")
