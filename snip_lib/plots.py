@@ -333,7 +333,7 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     Both axes are logarithmic, that of sparsity in what is left. Filled: mean ± sample sd; a band for "dense". Hollow,
     with their names: the paper's lines of `published()`. Runs that diverged are left out and counted in the table.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.4), squeeze=False, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.6, 5.0), squeeze=False, sharey=True, layout="constrained")
     names = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense")
     colours = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]  # pink and grey are too faint
     looks = dict(zip(names, zip(MARKERS + "PX", colours, strict=True), strict=False))
@@ -364,7 +364,7 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
         axis.set(xlim=(13, 0.3), ylim=(min(low, 0.6), high))
     axes[0, 0].set_ylabel("test error (%)")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside center right", frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -375,7 +375,7 @@ def before_and_after(lines: pd.DataFrame, *, margin: float) -> plt.Figure:
     interval of the change), paper_dense, paper_pruned; NaN where there is none. Filled: ours; hollow: the paper's.
     A band marks differences within ± `margin`.
     """
-    size = (10.0, 1.2 + 0.42 * len(lines))
+    size = (8.6, 1.2 + 0.42 * len(lines))
     figure, (errors, changes) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     blue, orange = sns.color_palette("colorblind")[:2]
     for y, line in enumerate(lines.itertuples()):
@@ -409,7 +409,7 @@ def kept_shares(panels: dict[str, dict[str, float]], *, columns: int = 3) -> plt
     The axis is logarithmic, so a layer of which nothing is kept has no marker and says so.
     """
     lines = -(-len(panels) // columns)
-    size = (10.0, lines * (1.0 + 0.28 * max(map(len, panels.values()))))
+    size = (8.6, lines * (1.0 + 0.28 * max(map(len, panels.values()))))
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, (title, shares) in zip(axes.flat, panels.items(), strict=False):
         for y, share in enumerate(shares.values()):
