@@ -269,7 +269,8 @@ def test_differs_is_about_the_training_loss_in_either_direction(world):
     world.criteria(compared("differs", 0.05))
     losses = [0.50, 0.52, 0.48, 0.51, 0.49]
     world.add(SHOT, train_loss=losses, test_error=90.0)
-    cases = ((0.2, "reproduced"), (-0.2, "reproduced"), (0.0, "not reproduced"), (0.05, "not tested (undecided"))
+    cases = ((0.2, "reproduced"), (-0.2, "reproduced"), (0.0, "not reproduced"))
+    cases += ((0.05, "not tested (undecided"), (-0.05, "not tested (undecided"))
     for shift, verdict in cases:
         world.add(STEPS, train_loss=plus(losses, shift), test_error=90.0)
         assert world.judge("X1").verdict.startswith(verdict), shift
