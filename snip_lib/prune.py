@@ -82,14 +82,14 @@ def accumulated(
     return {name: s.abs() for name, s in total.items()} if before_abs else total
 
 
-def _still_open(targets: list[float], so_far: Mask, returning: bool) -> list[float]:
+def _still_open(targets: list[float], so_far: Mask) -> list[float]:
     """Return the sparsities of a schedule that a mask so far does not pass already; refuse to end below it."""
     m, left = sum(k.numel() for k in so_far.values()), sum(int(k.sum()) for k in so_far.values())
     if n_kept(m, targets[-1]) > left:
         raise ValueError(
             f"within= keeps {left} of {m}, fewer than the {n_kept(m, targets[-1])} of sparsity {targets[-1]:g}."
         )
-    return targets if returning else [target for target in targets if n_kept(m, target) <= left]
+    return [target for target in targets if n_kept(m, target) <= left]
 
 
 def prune(
@@ -181,7 +181,7 @@ def prune(
         units = units_of(model, batches[0][0], only=only, exclude=exclude)
         scoring |= {"criteria": UNIT_CRITERIA, "signed": SIGNED_UNIT_CRITERIA, "units": units}
         kept, scored = (None, None) if mask is None else (read_under(units, mask), mask)
-        for target in targets if kept is None else _still_open(targets, kept, returning):
+        for target in targets if kept is None else _still_open(targets, kept):
             scores = accumulated(model, batches, method, accumulate, mask=scored, **scoring)
             kept = keep_units(scores, target, among=None if returning else kept)
             # Only what reads the units is masked while scoring, so that a gate at 0 still has its derivative.
@@ -190,7 +190,7 @@ def prune(
                 scored, last = ({name: k & mask[name] for name, k in m.items()} for m in (scored, last))
         mask = last
     else:
-        for target in targets if mask is None else _still_open(targets, mask, returning):
+        for target in targets if mask is None else _still_open(targets, mask):
             scores = accumulated(model, batches, method, accumulate, mask=mask, **scoring)
             among = None if returning else mask
             if scope == "layer":

@@ -242,12 +242,14 @@ def test_a_mask_of_just_so_many_is_its_own():
     assert (back & ~flat(mask)).any()
 
 
-def test_rounds_begin_where_the_mask_is():
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rounds_begin_where_the_mask_is(schedule):
     model, (x, y) = net(), batch()
-    mask = snip.prune(model, x, y, sparsity=0.8, method="random")  # SNIP-it's path is .5 .725 .8375 .89375 .95
-    rounds = snip.prune(model, x, y, sparsity=0.95, within=mask, rounds=5, **F64)
-    for sparsity in SCHEDULES["snip_it"](0.95, 5)[2:]:
-        mask = snip.prune(model, x, y, sparsity=sparsity, within=mask, **F64)
+    mask, path = snip.prune(model, x, y, sparsity=0.8, method="random"), SCHEDULES[schedule](0.95, 5)
+    rounds = snip.prune(model, x, y, sparsity=0.95, within=mask, rounds=5, schedule=schedule, **F64)
+    assert path[0] < 0.8 < path[-2]  # SNIP-it's: .5 .725 .8375 .89375 .95
+    for sparsity in [s for s in path if s > 0.8]:
+        mask = snip.prune(model, x, y, sparsity=sparsity, within=mask, schedule=schedule, **F64)
     assert torch.equal(flat(rounds), flat(mask))
 
 

@@ -213,6 +213,21 @@ def test_a_second_round_scores_the_network_that_is_left():
     assert (scores[~kept] > lowest).sum() == 0
 
 
+def test_batches_add_up_before_or_after_the_absolute_value():
+    model, x, y = build("vgg")
+    units, halves = units_of(model, x), [(x[:6], y[:6]), (x[6:], y[6:])]
+    gates = [torch.cat(list(gate_gradients(model, *half, units=units, **F64).values())) for half in halves]
+    expected = {"sum_then_abs": sum(gates).abs(), "abs_then_sum": sum(gate.abs() for gate in gates)}
+    found = {}
+    for accumulate, scores in expected.items():
+        options = {"accumulate": accumulate, "sparsity": 0.4, "structured": True, **F64}
+        mask = snip.prune(model, batches=iter(halves), **options)
+        found[accumulate] = torch.cat(list(read_under(units, mask).values()))
+        lowest = scores[found[accumulate]].sort().values[len(units) :].min()  # one of each layer stays anyway
+        assert scores[~found[accumulate]].max() < lowest
+    assert not torch.equal(*found.values())
+
+
 def test_a_mask_so_far_is_pruned_further():
     model, x, y = build("lenet5")
     first = snip.prune(model, x, y, sparsity=0.5, structured=True)
@@ -391,7 +406,14 @@ def test_a_network_that_cannot_be_made_small_is_refused(make):
 
 
 @pytest.mark.parametrize(
-    "between", [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.Bilinear(8, 8, 8)], ids=lambda m: type(m).__name__
+    "between",
+    [
+        nn.LayerNorm(8),
+        nn.LayerNorm(8, elementwise_affine=False),
+        nn.GroupNorm(2, 8, affine=False),
+        nn.Bilinear(8, 8, 8),
+    ],
+    ids=str,
 )
 def test_units_that_are_mixed_stay(between):
     class Net(nn.Module):
