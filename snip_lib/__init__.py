@@ -4,8 +4,8 @@
     snip_lib.apply_mask(model, mask)                   # then train with your own loop
     snip_lib.report(model, mask, x)                    # what is left, layer by layer
 
-Read in this order: `saliency`, `masks`, `structured`, `prune` (the algorithm); `models`, `inits`, `data`, `train`,
-`runs` (the reproduction); `claims`, `plots` (the report).
+Read in this order: `saliency`, `masks`, `prune` (the algorithm); `structured`, `paths`, `robustness` (beyond it);
+`models`, `inits`, `data`, `train`, `runs` (the reproduction); `tables`, `claims`, `plots` (the report).
 """
 
 from .masks import (
@@ -14,14 +14,13 @@ from .masks import (
     keep_top,
     load_mask,
     mask_of,
-    on_live_path,
     random_at_densities,
     redraw,
-    report,
     save_mask,
     shuffle_within_layers,
     sparsity_of,
 )
+from .paths import on_live_path, report
 from .prune import PROTOCOLS, prune
 from .saliency import CRITERIA, prunable
 from .structured import shrink

@@ -7,17 +7,12 @@ weights before all biases, each in module order. Read `prune.py` next.
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
-from torch.overrides import TorchFunctionMode
 
-from .saliency import CONNECTIONS, Scores, held, is_bias, plain_copy
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .saliency import CONNECTIONS, Scores, held, is_bias
 
 Mask = dict[str, Tensor]
 
@@ -114,6 +109,11 @@ def densities(mask: Mask) -> dict[str, float]:
 def sparsity_of(mask: Mask) -> float:
     """Return the fraction of connections that a mask removes."""
     return 1 - sum(int(kept.sum()) for kept in mask.values()) / sum(kept.numel() for kept in mask.values())
+
+
+def collapsed(mask: Mask) -> list[str]:
+    """Return the weights of which nothing is kept, by name."""
+    return [name for name, kept in mask.items() if not is_bias(name, kept) and not kept.any()]
 
 
 # --- applying -------------------------------------------------------------------------------------------
@@ -249,142 +249,6 @@ def redraw(
                 init(p, generator)
             p.mul_(mask[name].to(p.device))
     recompute(model)
-
-
-# --- looking --------------------------------------------------------------------------------------------
-
-
-def _between(t: Tensor) -> Tensor:
-    """Bring what is not 0 between a half and one in size: no depth overflows, and 0 stays 0."""
-    return t.sign() * (1 + t.abs() / t.abs().max().clamp_min(1e-300)) / 2
-
-
-class PathCounting(TorchFunctionMode):
-    """Let a network compute paths: products and sums as they are, everything that could hide a path undone.
-
-    Normalisation and rectifiers are the identity, a maximum (of which only the winner has a gradient) is a
-    mean, and values and gradients are rescaled after each product.
-    """
-
-    IDENTITY = frozenset(
-        "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish hardswish hardtanh softplus prelu"
-        " batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"
-        " softmax log_softmax dropout dropout1d dropout2d dropout3d alpha_dropout".split()
-    )
-    PRODUCTS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if name in self.IDENTITY:
-            return args[0] if args else kwargs["input"]
-        if name.startswith(("max_pool", "adaptive_max_pool")) and "with_indices" not in name:
-            pool = getattr(nn.functional, name.replace("max", "avg"))
-            given = {k: v for k, v in kwargs.items() if k in ("kernel_size", "stride", "padding", "ceil_mode")}
-            return pool(*args[:4], **given)
-        result = func(*args, **kwargs)
-        if name in self.PRODUCTS and result.requires_grad:
-            straight = result + (_between(result) - result).detach()
-            straight.register_hook(_between)
-            return straight
-        return result
-
-
-def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
-    """Return which kept connections lie on a path of kept weights from an input to an output.
-
-    With every weight replaced by its mask, every bias by 0 and everything that could hide a path undone
-    (`PathCounting`), an output is a sum over paths, so its derivative is not 0 exactly on the live ones.
-    A bias is live where its unit reaches an output. `x` is a batch of which one example's shape is used,
-    [1, ...] (token numbers are kept). Gates and attention are followed as they compute: with a sigmoid or
-    a softmax inside a fused kernel a closed gate still lets its product through.
-
-    Raises:
-        ValueError: the mask or the input does not fit.
-    """
-    named(model, mask)
-    twin = plain_copy(model).double().eval().requires_grad_(False)
-    parameters = named(twin, mask)
-    with torch.no_grad():
-        for module, _, name, p in held(twin):
-            p.fill_(0 if is_bias(name, p) and name.rpartition(".")[2].startswith("bias") else 1)
-            if p.dim() > 1 and isinstance(module, CONNECTIONS):
-                p /= p[0].numel()  # averages stay where a tanh is not flat
-        for name, p in parameters.items():
-            if not is_bias(name, p):
-                p.mul_(mask[name].to(p.device))
-    for module in twin.modules():
-        if isinstance(module, nn.RNNBase):
-            module.train().dropout = 0.0
-    device = next(iter(parameters.values())).device
-    # Inputs in general position: what attention and gates compare must not be equal.
-    draws = torch.rand(x[:1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = (0.5 + draws / 2 if x.is_floating_point() else x[:1]).to(device)
-    with torch.enable_grad(), PathCounting():
-        for p in parameters.values():
-            p.requires_grad_(True)
-        try:
-            output = twin(x)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(f"The network refuses an input of shape {list(x.shape)}: {error}") from error
-    leaves = torch.utils._pytree.tree_leaves(output)
-    total = sum(t.sum() for t in leaves if isinstance(t, Tensor) and t.requires_grad)
-    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    return {n: mask[n] & (grad != 0).to(mask[n].device) for n, grad in zip(parameters, grads, strict=True)}
-
-
-def _has_input(module: nn.Module, kept: Tensor) -> Tensor:
-    """Return which units of a weight have a connection: [n_units]; a unit is a row, of what comes out."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # [in, out / groups, *kernel]
-        kept = kept.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
-    return kept.flatten(1).any(1)
-
-
-def collapsed(mask: Mask) -> list[str]:
-    """Return the weights of which nothing is kept, by name."""
-    return [name for name, kept in mask.items() if not is_bias(name, kept) and not kept.any()]
-
-
-def report(model: nn.Module, mask: Mask | None = None, x: Tensor | None = None) -> "pd.DataFrame":
-    """Return what a mask (None: the one `model` holds) leaves, one line for each parameter and a last for all.
-
-    Columns: ``prunable`` and ``kept`` connections, ``density``, ``units`` and ``dead_units`` (without any
-    connection that counts), and, with an example `x` [1, ...], ``live``: kept connections on a path from an input
-    to an output, and ``effective_sparsity``, the fraction that is not live. ``.attrs`` has `sparsity`,
-    `effective_sparsity` (None without `x`) and `collapsed`, the names of weights with no (live) connection.
-
-    Raises:
-        ValueError: the mask or the example does not fit.
-    """
-    import pandas as pd
-
-    mask = mask_of(model) if mask is None else mask
-    parameters = named(model, mask)
-    live = on_live_path(model, mask, x) if x is not None else mask
-    module_of = {name: module for module, _, name, _ in held(model)}
-    lines = {}
-    for name, p in parameters.items():
-        inputs = _has_input(module_of[name], live[name]) if not is_bias(name, p) else torch.ones(0)
-        lines[name] = {
-            "prunable": p.numel(),
-            "kept": int(mask[name].sum()),
-            "live": int(live[name].sum()),
-            "units": inputs.numel(),
-            "dead_units": int((~inputs.bool()).sum()),
-        }
-    table = pd.DataFrame.from_dict(lines, orient="index")
-    gone = table.index[(table["live"] == 0) & (table["units"] > 0)].to_list()
-    table.loc["total"] = table.sum()
-    table.insert(2, "density", table["kept"] / table["prunable"])
-    table["effective_sparsity"] = 1 - table["live"] / table["prunable"]
-    effective = float(table["effective_sparsity"].iloc[-1])
-    if x is None:
-        table = table.drop(columns=["live", "effective_sparsity"])
-    table.attrs = {
-        "sparsity": sparsity_of(mask),
-        "effective_sparsity": effective if x is not None else None,
-        "collapsed": gone,
-    }
-    return table
 
 
 # --- keeping --------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .masks import Mask, report
+from .masks import Mask
+from .paths import report
 from .saliency import is_bias
 from .tables import PLACES, Table, cell, difference, digits, estimate, table
 

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from .data import AUGMENTATIONS, BatchOrder, Data, generator, load, same_class_batch, score_batch
 from .devices import arithmetic, fastest
 from .inits import initialise
-from .masks import Mask, on_live_path, shuffle_within_layers
+from .masks import Mask, shuffle_within_layers
 from .models import BATCH_NORMS, MODELS
+from .paths import on_live_path
 from .prune import SCHEDULES, prune
 from .saliency import prunable
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from snip_lib import data, devices, masks, train
+from snip_lib import data, devices, paths, train
 from snip_lib.data import BatchOrder
 from snip_lib.runs import Run, read_rows, sweep
 from snip_lib.saliency import prunable
@@ -272,6 +272,6 @@ def test_committed_rows_have_the_masks_that_the_library_makes(root):
         model = train.initial_model(run, images)
         mask = train.mask_for(run, model, images)
         assert {name: int(kept.sum()) for name, kept in mask.items()} == row["kept"], row["key"]
-        live = masks.on_live_path(model, mask, images.x_test[:1])
+        live = paths.on_live_path(model, mask, images.x_test[:1])
         effective = 1 - sum(int(kept.sum()) for kept in live.values()) / row["n_prunable"]
         assert effective == pytest.approx(row["effective_sparsity"], abs=1e-6)
