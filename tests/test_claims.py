@@ -225,6 +225,15 @@ def test_better_needs_a_difference_below_zero(world):
         assert world.judge("C9").verdict.startswith(verdict), shift
 
 
+def test_several_tests_of_one_claim_are_corrected_by_holm(world):
+    """A difference that convinces where it is the only one does not where it is one of two."""
+    errors = [round(e - 0.08 + 0.1 * w, 4) for e, w in zip(STEADY, (-1, 1, -1, 1, 0, 0), strict=True)]
+    world.errors({0.0: STEADY, 0.5: errors, 0.9: errors})
+    world.criteria(BETTER, BETTER.replace("C9", "C90").replace("0.9,", "0.5 0.9,"))
+    assert 0.025 < world.judge("C9").tests[0].p < 0.05
+    assert world.judge("C9").verdict == "reproduced" and not world.judge("C90").met
+
+
 SHOT, STEPS = Run("lenet300", "mnist", sparsity=0.9), Run("lenet300", "mnist", sparsity=0.9, rounds=7)
 
 
