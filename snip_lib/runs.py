@@ -15,20 +15,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from .data import AUGMENTATIONS, DATASETS, PIXELS
 from .inits import BIAS_INITS, INITS
 from .models import BATCH_NORMS, MODELS
 from .prune import SCHEDULES
+from .replicas import how_many, together, train_replicas
 from .saliency import CRITERIA
-from .train import PRECISIONS, SCORE_LOSSES, train
+from .train import PRECISIONS, SCORE_LOSSES, read_progress, train
 
 LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
 OUTCOMES = (  # the columns of a table without rows
@@ -225,8 +227,8 @@ def read_rows(folder: Path) -> dict[str, dict]:
     return _rows_in(sorted(folder.glob("*.jsonl")))
 
 
-def write_row(row: dict, path: Path) -> None:
-    """Add one row to a file that is sorted by key, all or nothing; a second writer waits.
+def write_rows(new: Iterable[dict], path: Path) -> None:
+    """Add rows to a file that is sorted by key, all of them or none; a second writer waits.
 
     Raises:
         RuntimeError: another process holds the lock for 30 s. OSError: the folder cannot be written.
@@ -237,7 +239,7 @@ def write_row(row: dict, path: Path) -> None:
         holder = path.with_suffix(".lock.holder")
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_WAIT_S):
             holder.write_text(f"process {os.getpid()} on {os.uname().nodename}")
-            rows = _rows_in([path] if path.exists() else []) | {row["key"]: row}
+            rows = _rows_in([path] if path.exists() else []) | {row["key"]: row for row in new}
             temporary = path.with_suffix(".tmp")
             with temporary.open("w") as file:
                 for key in sorted(rows):
@@ -250,6 +252,11 @@ def write_row(row: dict, path: Path) -> None:
         raise RuntimeError(f"{who} has been writing {path} for {LOCK_WAIT_S:.0f} s: stop it and run again.") from error
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error}): the rows it held are untouched.") from error
+
+
+def write_row(row: dict, path: Path) -> None:
+    """Add one row to a file, as `write_rows` does."""
+    write_rows([row], path)
 
 
 @functools.cache
@@ -274,10 +281,21 @@ def provenance() -> dict:
     }
 
 
-def device_name(device: str) -> str:
+def device_here() -> torch.device:
+    """Return the device to train on: a GPU, of several each Dask worker its own, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    name = "0"
+    if "distributed" in sys.modules:
+        with contextlib.suppress(ValueError):  # this process is no worker
+            name = str(sys.modules["distributed"].get_worker().name)
+    return torch.device("cuda", int(name) % torch.cuda.device_count() if name.isdigit() else 0)
+
+
+def device_name(device: torch.device) -> str:
     """Return the device in words: the GPU's name, or the processor's."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -285,19 +303,65 @@ def device_name(device: str) -> str:
         return "CPU"
 
 
-def make_row(run: Run, *, deadline: float = math.inf, tick=lambda step: None) -> dict | None:
-    """Train `run` on the best device here and return its row; None if the `deadline` came first."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    outcome = train(run, device=device, checkpoint=checkpoint_of(run), deadline=deadline, tick=tick)
-    if outcome is None:
-        return None
+def make_rows(
+    group: list[Run], *, deadline: float = math.inf, tick: Callable[[int], None] = lambda step: None
+) -> list[dict]:
+    """Train a run, or several as one computation, on the best device here; return their rows.
+
+    There are none if the `deadline` came first; the group waits in its checkpoint.
+    """
+    device = device_here()
+    options = {"device": device, "checkpoint": checkpoint_of(group), "deadline": deadline, "tick": tick}
+    if len(group) == 1:  # the definition
+        outcome = train(group[0], **options)
+        outcomes = [outcome] if outcome else []
+    else:
+        outcomes = train_replicas(group, **options) or []
     stamp = {"device": device_name(device), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    return {"key": run.key, **dataclasses.asdict(run), **outcome, **provenance(), **stamp}
+    return [
+        {"key": run.key, **dataclasses.asdict(run), **outcome, **provenance(), **stamp}
+        for run, outcome in zip(group, outcomes, strict=False)
+    ]
 
 
-def checkpoint_of(run: Run) -> Path:
-    """Return where an interrupted `run` waits; code that trains otherwise (`recipe`) has another key."""
-    return cache_folder() / f"{run.key}.safetensors"
+def checkpoint_of(group: list[Run]) -> Path:
+    """Return where an interrupted group waits; code that trains otherwise (`recipe`) has other keys."""
+    if len(group) == 1:
+        return cache_folder() / f"{group[0].key}.safetensors"
+    return (
+        cache_folder() / f"group-{hashlib.sha256(''.join(r.key for r in group).encode()).hexdigest()[:12]}.safetensors"
+    )
+
+
+def waiting_groups() -> Iterator[list[Run]]:
+    """Yield the groups of several runs that wait in a checkpoint, with their members in order."""
+    for path in sorted(cache_folder().glob("group-*.safetensors")):
+        try:
+            group = [Run(**member) for member in read_progress(path)["runs"]]
+        except (KeyError, TypeError, ValueError, OSError, SafetensorError):
+            continue  # another version wrote it
+        if checkpoint_of(group) == path:
+            yield group
+
+
+def groups_of(runs: Iterable[Run], size: Callable[[Run], int]) -> list[list[Run]]:
+    """Divide `runs` into groups that are trained as one, of at most ``size(run)``, in the order of `runs`.
+
+    Who was interrupted goes on as it was, with the same members: a group of another size would round otherwise.
+    """
+    order = {run: i for i, run in enumerate(runs)}
+    left, groups = dict(order), []
+    for group in [*waiting_groups(), *([run] for run in order if checkpoint_of([run]).exists())]:
+        if any(run in left for run in group):
+            groups.append(group)
+            left = {run: i for run, i in left.items() if run not in group}
+    kinds: dict = {}
+    for run in left:
+        kinds.setdefault(together(run) or run, []).append(run)
+    for kind in kinds.values():
+        n = size(kind[0])
+        groups += [kind[i : i + n] for i in range(0, len(kind), n)]
+    return sorted(groups, key=lambda group: min(order.get(run, len(order)) for run in group))
 
 
 # --------------------------------------------------------------------------------------- collect
@@ -317,25 +381,39 @@ def collect(
     train_missing: bool = False,
     until: float = math.inf,
     cluster: str = "",
+    replicas: int = 0,
 ) -> pd.DataFrame:
     """Return the rows of `runs` that there are, in the order of `runs`; train what is missing if asked.
 
-    Rows are read from all files of `results_folder` and written to ``<chapter>.jsonl`` alone, each as
-    soon as its run is finished. No run starts or goes on after the time `until` (as `time.time()`); it
-    waits in a checkpoint. `cluster`: "" trains in this process, "local" on every core, and
-    "tcp://..." on an existing Dask scheduler. What is missing afterwards is printed.
+    Rows are read from all files of `results_folder` and written to ``<chapter>.jsonl`` alone, by this
+    process, each as soon as its run is finished. No run starts or goes on after the time `until` (as
+    `time.time()`); it waits in a checkpoint. `cluster`: "" trains in this process, "local" on every core
+    or GPU, and "tcp://..." on an existing Dask scheduler, whose workers share `SNIP_CACHE` to lose less
+    than a minute when one is killed. `replicas`: how many small networks to train as one computation;
+    0: as many as pay and fit. What is missing afterwards is printed. A run that fails does not stop the
+    others; the first error is raised at the end.
     """
     runs = list(dict.fromkeys(runs))
+    if replicas < 0:
+        raise ValueError(f"replicas is how many networks are trained as one, or 0 to let it be chosen, not {replicas}.")
     folder = results_folder()
     rows = read_rows(folder)
     missing = [run for run in runs if run.key not in rows]
     if missing and train_missing:
-        path = folder / f"{chapter}.jsonl"
+        path, failures = folder / f"{chapter}.jsonl", []
         _check_writable(folder)
-        for row in _progress(_work(missing, until, cluster), missing):
-            write_row(row, path)
-            rows[row["key"]] = row
-            (cache_folder() / f"{row['key']}.safetensors").unlink(missing_ok=True)
+        with _bars(len(missing)) as (told, show):
+            for group, made in _work(missing, replicas, until, cluster, show):
+                if isinstance(made, Exception):
+                    failures.append(made)
+                elif made:
+                    new = {row["key"]: row for row in made if row["key"] not in rows}
+                    write_rows(new.values(), path)  # a group's rows are written together, or it waits
+                    rows |= new
+                    checkpoint_of(group).unlink(missing_ok=True)
+                told(group, made)
+        if failures:
+            raise failures[0]
         missing = [run for run in runs if run.key not in rows]
     if missing:
         print(f"{len(missing)} of {len(runs)} runs have no row yet: {_summary(missing)}.")
@@ -374,39 +452,123 @@ def _ranges(seeds: list[int]) -> str:
     return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(words)
 
 
-def _work(runs: list[Run], deadline: float, cluster: str) -> Iterator[dict | None]:
-    """Yield a row for each run as it is finished, or None for one that the deadline stopped."""
-    if not cluster:
-        for run in runs:
-            yield make_row(run, deadline=deadline) if time.time() < deadline else None
+Work = Iterator[tuple[list[Run], list[dict] | Exception]]
+Show = Callable[[list[Run], int], None]
+
+
+def _work(runs: list[Run], replicas: int, deadline: float, cluster: str, show: Show) -> Work:
+    """Yield each group as it is finished with its rows, none if the deadline stopped it, or with its error.
+
+    An OSError, such as missing data or a full disk, is raised at once: it would meet all that follow.
+    """
+    if cluster:
+        yield from _work_on(cluster, runs, replicas, deadline, show)
         return
+    for group in groups_of(runs, functools.partial(_size, replicas=replicas)):
+        if time.time() >= deadline:
+            return
+        try:
+            yield group, make_rows(group, deadline=deadline, tick=functools.partial(show, group))
+        except OSError:
+            raise
+        except Exception as error:
+            yield group, error
+
+
+def _size(run: Run, replicas: int) -> int:
+    """Return how many runs like `run` are trained as one on this machine."""
+    if together(run) is None:
+        return 1
+    return replicas or how_many(run, device_here())
+
+
+TOPIC = "snip_lib progress"
+
+
+def _work_on(cluster: str, runs: list[Run], replicas: int, deadline: float, show: Show) -> Work:
+    """Do what `_work` does with Dask: a group is a task, and a worker that dies leaves its checkpoint to the next."""
     import dask
     from dask.distributed import Client, LocalCluster, as_completed
 
     # Large blocks are kept for reuse: with glibc's defaults each step would return them to the system.
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    config = {"distributed.nanny.pre-spawn-environ": one_thread | malloc, "distributed.scheduler.allowed-failures": 30}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": one_thread | malloc}))
+        stack.enter_context(dask.config.set(config))
         if cluster == "local":
-            cluster = stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address=None))
+            n_workers = torch.cuda.device_count() or None  # None: one a core
+            local = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)
+            cluster = stack.enter_context(local)
         client = stack.enter_context(Client(cluster))
-        futures = [client.submit(make_row, run, deadline=deadline, key=run.key, pure=False) for run in runs]
+
+        def size(run: Run) -> int:  # asked of a worker: it has the device
+            return 1 if together(run) is None else client.submit(_size, run, replicas, pure=False).result()
+
+        groups = {checkpoint_of(group).stem: group for group in groups_of(runs, size)}
+        client.subscribe_topic(TOPIC, lambda event: show(groups[event[1]["group"]], event[1]["step"]))
+        futures = {
+            client.submit(_rows_on_worker, group, name, deadline, key=name, pure=False): group
+            for name, group in groups.items()
+        }
         for future in as_completed(futures):
-            yield future.result()
+            error = future.exception()
+            if isinstance(error, OSError):
+                raise error
+            yield futures[future], error or future.result()
 
 
-def _progress(rows: Iterable[dict | None], runs: list[Run]) -> Iterator[dict]:
-    """Pass finished rows on, with a bar on stderr: how many, how many diverged, how long still."""
+def _rows_on_worker(group: list[Run], name: str, deadline: float) -> list[dict]:
+    """Train a group on a Dask worker, which tells about once a second how far it is."""
+    from dask.distributed import get_worker
+
+    worker, told = get_worker(), 0.0
+
+    def tick(step: int) -> None:
+        nonlocal told
+        if time.time() - told > 1:
+            told = time.time()
+            worker.log_event(TOPIC, {"group": name, "step": step})
+
+    return make_rows(group, deadline=deadline, tick=tick) if time.time() < deadline else []
+
+
+@contextlib.contextmanager
+def _bars(n_runs: int) -> Iterator[tuple[Callable[[list[Run], list[dict] | Exception], None], Show]]:
+    """Show two bars on stderr: the runs of the sweep, and the steps of the group in work with the time it needs yet.
+
+    Yield ``told(group, made)``, for a group that is finished, and ``show(group, step)``, for one in work.
+    """
     from tqdm.auto import tqdm
 
-    diverged = 0
-    with tqdm(total=len(runs), unit="run", file=sys.stderr, smoothing=0.05) as bar:
-        for row in rows:
-            if row is None:
-                continue
-            diverged += row["diverged"]
-            error = "" if row["test_error"] is None else f": {row['test_error']:.2f} %"
-            bar.set_postfix_str(f"{row['model']} {row['sparsity']:g}{error}, {diverged} diverged")
-            bar.update()
-            yield row
+    at: dict[str, tuple[int, int]] = {}  # the step and the steps of each group in work; with Dask there are several
+    n_diverged = n_failed = 0
+    with (
+        tqdm(total=n_runs, unit="run", file=sys.stderr, smoothing=0.05) as bar,
+        tqdm(unit="step", file=sys.stderr, smoothing=0.05, leave=False) as steps,
+    ):
+
+        def told(group: list[Run], made: list[dict] | Exception) -> None:
+            nonlocal n_diverged, n_failed
+            at.pop(checkpoint_of(group).stem, None)
+            rows, last = ([], "") if isinstance(made, Exception) else (made, "")
+            n_failed += len(group) if isinstance(made, Exception) else 0
+            n_diverged += sum(row["diverged"] for row in rows)
+            if rows and rows[-1]["test_error"] is not None:
+                last = f"{rows[-1]['model']} {rows[-1]['sparsity']:g}: {rows[-1]['test_error']:.2f} %, "
+            bar.set_postfix_str(f"{last}{n_diverged} diverged, {n_failed} failed")
+            bar.update(len(rows))
+
+        def show(group: list[Run], step: int) -> None:
+            name = checkpoint_of(group).stem
+            begins, at[name] = name not in at, (step, group[0].steps)
+            done, steps.total = map(sum, zip(*at.values(), strict=True))
+            if begins:  # steps that were made before it was interrupted say nothing about its speed
+                steps.initial = 0
+                steps.reset(steps.total)
+                steps.initial = steps.n = steps.last_print_n = done
+                steps.set_description_str(f"{len(group)} x {group[0].model}" if len(at) == 1 else f"{len(at)} groups")
+            else:
+                steps.update(done - steps.n)
+
+        yield told, show

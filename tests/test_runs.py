@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_old_rows_whole(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "results").write_text("a file where the folder should be")
     monkeypatch.setenv("SNIP_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(runs, "make_row", lambda *_, **__: pytest.fail("a run was started"))
+    monkeypatch.setattr(runs, "make_rows", lambda *_, **__: pytest.fail("a run was started"))
     with pytest.raises(OSError, match="Rows cannot be written to .*: no run was started"):
         collect([SMALL], "chapter", train_missing=True)
 
@@ -226,13 +226,102 @@ def test_an_existing_row_gains_new_fields_with_their_defaults(folders):
     assert not rows_of([SMALL])["random_labels"].any()
 
 
-def test_every_core_gives_the_same_rows(folders, monkeypatch):
-    four = sweep(SMALL, sparsity=[0.0, 0.9], seed=range(2))
-    here = collect(four, "chapter", train_missing=True)
+def same_outcomes(ours, theirs):
+    """Tell whether two tables say the same, apart from when and where."""
+    columns = ("key", "test_error", "val_error", "train_loss", "curve", "kept", "diverged", "replicas")
+    return all(list(ours[column]) == list(theirs[column]) for column in columns)
+
+
+def test_groups_are_of_one_kind_and_of_the_asked_size_and_in_order(folders):
+    others = [dataclasses.replace(SMALL, model="lenet5"), dataclasses.replace(SMALL, delay=5, sparsity=0.5)]
+    runs_ = [*sweep(SMALL, sparsity=[0.0, 0.9], seed=range(3))[:5], *others, dataclasses.replace(SMALL, steps=50)]
+    sizes = [[runs_.index(run) for run in group] for group in runs.groups_of(runs_, lambda run: 2)]
+    assert sizes == [[0, 1], [2, 3], [4], [5], [6], [7]]
+    assert [len(g) for g in runs.groups_of(sweep(SMALL, seed=range(7)), lambda run: 100)] == [7]
+
+
+def test_a_group_is_chosen_by_replicas_and_its_rows_say_so(folders):
+    five = [*sweep(SMALL, sparsity=[0.0, 0.9], seed=range(2)), dataclasses.replace(SMALL, steps=45)]
+    table = collect(five, "chapter", train_missing=True, replicas=3)
+    assert list(table["key"]) == [run.key for run in five] and list(table["replicas"]) == [3, 3, 3, 1, 1]
+    assert not list((folders / "cache").glob("*"))
+    with pytest.raises(ValueError, match="replicas is how many networks .* not -1"):
+        collect(five, "chapter", replicas=-1)
+
+
+def test_an_interrupted_group_goes_on_with_its_members_whatever_is_asked_for_next(folders, monkeypatch, capsys):
+    run = dataclasses.replace(SMALL, steps=300, decay_every=150, lr=0.01)
+    four, seen = sweep(run, seed=range(4)), []
+    whole = collect(four, "whole", train_missing=True, replicas=3)
+    (folders / "results/whole.jsonl").unlink()
+    train_replicas = runs.train_replicas
+
+    def stopped(group, *, deadline, tick, **options):
+        seen.append(group)
+        return train_replicas(group, deadline=0.0 if len(seen) == 1 else deadline, tick=tick, **options)
+
+    monkeypatch.setattr(runs, "train_replicas", stopped)
+    assert list(collect(four[:3], "chapter", train_missing=True, replicas=3)["seed"]) == []
+    asked = [four[3], four[1]]  # another order and another composition
+    assert list(collect(asked, "chapter", train_missing=True, replicas=2)["seed"]) == [3, 1]
+    assert seen == [four[:3], four[:3]]
+    assert same_outcomes(rows_of(four), whole)
+    assert not list((folders / "cache").glob("*"))
+
+
+def test_a_run_that_fails_stops_no_other_and_is_told(folders, monkeypatch, capsys):
+    three = sweep(SMALL, seed=range(3))
+    train_ = runs.train
+
+    def fails(run, **options):
+        if run.seed == 1:
+            raise ValueError("this run fails")
+        return train_(run, **options)
+
+    monkeypatch.setattr(runs, "train", fails)
+    with pytest.raises(ValueError, match="this run fails"):
+        collect(three, "chapter", train_missing=True)
+    told = capsys.readouterr().err
+    assert "2/3" in told and "0 diverged, 1 failed" in told and "1 x lenet300" in told
+    assert list(rows_of(three)["seed"]) == [0, 2]
+
+
+def test_what_would_meet_every_run_stops_at_once(folders, monkeypatch):
+    calls = []
+
+    def no_data(run, **options):
+        calls.append(run)
+        raise FileNotFoundError("there is no such data set")
+
+    monkeypatch.setattr(runs, "train", no_data)
+    with pytest.raises(FileNotFoundError, match="no such data set"):
+        collect(sweep(SMALL, seed=range(3)), "chapter", train_missing=True)
+    assert len(calls) == 1
+
+
+def test_the_rows_of_a_group_are_written_all_or_none(folders, monkeypatch):
+    path = folders / "results/chapter.jsonl"
+    three, fsync, full = sweep(SMALL, seed=range(3)), os.fsync, [True]
+
+    def once_full(descriptor):
+        if full.pop() if full else False:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", once_full)
+    with pytest.raises(OSError, match="No space left"):
+        collect(three, "chapter", train_missing=True, replicas=3)
+    assert not path.exists() and len(list((folders / "cache").glob("group-*"))) == 1
+    assert len(collect(three, "chapter", train_missing=True, replicas=3)) == 3
+
+
+def test_every_core_gives_the_same_rows(folders, monkeypatch, capsys):
+    runs_ = [*sweep(SMALL, sparsity=[0.0, 0.9], seed=range(3)), dataclasses.replace(SMALL, model="lenet5", lr=0.01)]
+    here = collect(runs_, "chapter", train_missing=True, replicas=3)
     monkeypatch.setenv("SNIP_RESULTS", str(folders / "elsewhere"))
-    there = collect(four, "chapter", train_missing=True, cluster="local")
-    for column in ("key", "test_error", "val_error", "train_loss", "curve", "kept"):
-        assert list(here[column]) == list(there[column]), column
+    there = collect(runs_, "chapter", train_missing=True, replicas=3, cluster="local")
+    assert same_outcomes(here, there) and set(here["replicas"]) == {1, 3}
+    assert "7/7" in capsys.readouterr().err
 
 
 def _collect_in(folder, runs_):
