@@ -513,8 +513,11 @@ class Linked(Table):
 def chapter_link(text: str, chapter: str, folder: str = "") -> str:
     """Return a Markdown link to the verdicts of a chapter, or the text alone while there is no such chapter."""
     page = FOLDER.parent / f"{chapter}.ipynb"
-    heading = re.search(r'"## (Verdicts?)\b', page.read_text(encoding="utf-8")) if page.exists() else None
-    return f"[{text}]({folder}{page.name}#{heading[1].lower()})" if heading else text
+    heading = re.search(r'"## (Verdict[^"\\]*)', page.read_text(encoding="utf-8")) if page.exists() else None
+    if not heading:
+        return text
+    anchor = re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")  # as GitHub and Sphinx name headings
+    return f"[{text}]({folder}{page.name}#{anchor})"
 
 
 def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:

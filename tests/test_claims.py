@@ -685,6 +685,14 @@ def test_front_pages_name_every_claim(committed):
     assert sum(counts) == len(judged)
 
 
+def test_a_claim_is_linked_to_the_verdicts_of_its_chapter(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "FOLDER", tmp_path / "results")
+    assert claims.chapter_link("C1", "02") == "C1"
+    for heading, anchor in (("Verdict", "verdict"), ("Verdict, and what it cost", "verdict-and-what-it-cost")):
+        (tmp_path / "02.ipynb").write_text(json.dumps({"source": [f"## {heading}\n", "Computed."]}))
+        assert claims.chapter_link("C1", "02", "../") == f"[C1](../02.ipynb#{anchor})"
+
+
 def test_the_answer_follows_the_verdicts(world):
     world.criteria(
         "C4,5,02,no_loss,lenet300,mnist,0.5 0.9,,,,0.3,5,No loss.,\n",
