@@ -493,7 +493,9 @@ def _work_on(cluster: str, runs: list[Run], replicas: int, deadline: float, show
     # Large blocks are kept for reuse: with glibc's defaults each step would return them to the system.
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    config = {"distributed.nanny.pre-spawn-environ": one_thread | malloc, "distributed.scheduler.allowed-failures": 30}
+    config = {"distributed.nanny.pre-spawn-environ": one_thread | malloc}
+    # A worker that was killed is started again: that takes a while, and is no reason to give the next one up.
+    config |= {"distributed.deploy.lost-worker-timeout": "10 minutes", "distributed.scheduler.allowed-failures": 30}
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(config))
         if cluster == "local":

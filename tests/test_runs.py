@@ -1,7 +1,9 @@
 """A run and its name; rows are written all or nothing, never twice, never lost."""
 
+import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,11 +11,13 @@ import random
 import sys
 import time
 
+import dask
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snip_lib import runs
+from snip_lib import runs, train
 from snip_lib.runs import Run, at_profile, collect, read_rows, rows_of, sweep, time_limit, write_row
 
 SMALL = Run("lenet300", "digits", steps=40, decay_every=20, batch_size=50)
@@ -350,3 +354,105 @@ def test_killed_ten_times_at_random_no_finished_row_is_lost_and_none_is_made_twi
         seen = rows
     assert process.exitcode == 0
     assert seen.keys() == {run.key for run in runs_}
+
+
+# ------------------------------------------------------------------------ nothing is lost
+
+
+WHEN_AND_HOW_LONG = {"seconds", "scoring_seconds", "time", "commit", "dirty"}
+MANY = [  # two groups of three, one of which holds a run that diverges, and runs of their own
+    *sweep(dataclasses.replace(SMALL, steps=1_500, decay_every=600, lr=0.02), sparsity=[0.0, 0.9], seed=range(2)),
+    dataclasses.replace(SMALL, steps=1_500, decay_every=600, lr=1e6),
+    dataclasses.replace(SMALL, steps=1_500, decay_every=600, sparsity=0.5, random_labels=True),
+    dataclasses.replace(SMALL, steps=1_500, decay_every=600, sparsity=0.9, delay=400, every=250, rounds=3, rewind=True),
+    dataclasses.replace(SMALL, model="lenet5", steps=220, decay_every=120, lr=0.02, sparsity=0.95, optimizer="sgd"),
+    dataclasses.replace(SMALL, sparsity=0.9, steps=0),
+]
+EAGER = "import snip_lib.train\nsnip_lib.train.CHECKPOINT_S = 0.0\n"
+
+
+def _sweep_in(folder, disturbance, after):
+    """Collect `MANY` with a checkpoint every 100 steps, and meet the disturbance after so many calls."""
+    os.environ |= {"SNIP_RESULTS": f"{folder}/results", "SNIP_CACHE": f"{folder}/cache"}
+    train.CHECKPOINT_S, calls = 0.0, itertools.count()
+    preload = folder / "eager.py"
+    preload.write_text(EAGER)
+
+    def then(error, call):
+        def disturbed(*args, **options):
+            if next(calls) == after:
+                raise error
+            return call(*args, **options)
+
+        return disturbed
+
+    if disturbance == "full disk":  # for checkpoints, and for rows
+        full = OSError(errno.ENOSPC, "No space left on device")
+        train.save_file, os.fsync = then(full, train.save_file), then(full, os.fsync)
+    elif disturbance == "exception":
+        train.examples = then(RuntimeError("something unforeseen"), train.examples)
+    preloaded = dask.config.set({"distributed.worker.preload": [str(preload)]})
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), preloaded:
+        collect(MANY, "chapter", train_missing=True, replicas=3, cluster="local" if disturbance == "worker" else "")
+
+
+def outcomes_in(folder):
+    """Return the rows by key, without when they were made and how long that took."""
+    rows = read_rows(folder / "results").items()
+    return {key: {k: v for k, v in row.items() if k not in WHEN_AND_HOW_LONG} for key, row in rows}
+
+
+def workers_of(pid):
+    """Return the processes that Dask started for the process `pid`."""
+    try:
+        return [p for p in psutil.Process(pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.long
+def test_a_sweep_disturbed_at_twenty_moments_ends_bit_for_bit_as_if_it_had_not_been(tmp_path):
+    """SIGKILL of the process and of workers, a full disk, an exception: the same keys, masks, curves and errors."""
+    chance, context = random.Random(2), multiprocessing.get_context("spawn")
+
+    def start(folder, disturbance="none", after=0):
+        folder.mkdir(exist_ok=True)
+        process = context.Process(target=_sweep_in, args=(folder, disturbance, after))
+        process.start()
+        return process
+
+    undisturbed = start(tmp_path / "undisturbed")
+    undisturbed.join()
+    expected = outcomes_in(tmp_path / "undisturbed")
+    assert undisturbed.exitcode == 0 and expected.keys() == {run.key for run in MANY}
+
+    kinds = itertools.cycle(["kill", "full disk", "kill", "exception"])
+    n_met, folder, attempt = 0, tmp_path / "0", 0
+    while n_met < 20:
+        disturbance = next(kinds) if attempt else "worker"
+        process, killed = start(folder, disturbance, chance.randrange(12)), 0
+        while disturbance == "kill" and process.is_alive() and not killed:
+            if (folder / "cache").exists():  # at work
+                time.sleep(chance.uniform(0, 2))
+                process.kill()
+                killed = 1
+            time.sleep(0.01)
+        while disturbance == "worker" and process.is_alive() and killed < 4:
+            if (workers := workers_of(process.pid)) and any((folder / "cache").glob("*")):
+                time.sleep(chance.uniform(0, 4))
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    chance.choice(workers).kill()
+                    killed += 1
+            time.sleep(0.05)
+        process.join()
+        n_met += killed if disturbance in ("kill", "worker") else process.exitcode != 0
+        made = outcomes_in(folder)
+        assert made.items() <= expected.items(), disturbance
+        attempt += 1
+        if made.keys() == expected.keys():  # once more from the beginning
+            assert not list((folder / "cache").glob("*.safetensors"))
+            folder = tmp_path / str(attempt)
+    last = start(folder)
+    last.join()
+    assert last.exitcode == 0 and outcomes_in(folder) == expected
+    assert not list((folder / "cache").glob("*.safetensors"))
