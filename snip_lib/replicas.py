@@ -101,11 +101,12 @@ def memory(run, itemsize: int = 4) -> tuple[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
         F.cross_entropy(model(x), y)
     weights = sum(p.numel() for p in model.parameters()) * itemsize
-    # Weights, mask, gradient and two that come and go; each moment, and a copy of all that a step changes.
-    copies = 6 + 2 * (2 if run.optimizer == "adam" else 1)
+    # Weights, mask, gradient and three that come and go; each moment, and a copy of all that a step changes.
+    copies = 7 + 2 * (2 if run.optimizer == "adam" else 1)
     tables = 8 * 2 * n + 8 * n // 10
     images = (raw.x_train.numel() + raw.x_test.numel()) * itemsize
-    return 2 * images, copies * weights + 2 * kept_for_backward + tables  # the other images: one split, while it scores
+    # Twice the images: one split of them while it scores. Activations, their gradients, and what a convolution unfolds.
+    return 2 * images, copies * weights + 3 * kept_for_backward + tables
 
 
 # ------------------------------------------------------------------------- set up

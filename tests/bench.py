@@ -1,33 +1,51 @@
 """How fast training is beside the loop that everybody writes: `make bench`, or `make bench ARGS=--json`.
 
-Rounds are interleaved in one process, so that a machine that slows down slows down every column; the table
-gives medians over the rounds. No test asserts a time. The loops:
+Rounds are interleaved, so that a machine that slows down slows down every column; the table gives medians over the
+rounds, and medians of each round's ratio. No test asserts a time. Rates are model-steps a second, at batch 100:
 
 ordinary   DataLoader over PIL images, torchvision's ToTensor and Normalize, torch.optim.SGD, every core
 resident   `snip_lib.train`, one run on one core: whole data set in memory, masked gradients, fused update
-two        the same in two processes at once, one core each: what ``cluster="local"`` does on two cores
+engine     what `collect(..., cluster="local")` does: one process a core, with R replicas each where they pay;
+           on a GPU one process with as many replicas as are asked for
 
-Also: one scoring beside one training step, and the selection of kappa among 15 million scores.
+`ceiling` is the share of what a matrix product of 1,024 x 1,024 float32 reaches on the same cores. A step of VGG-D is
+at batch 128. Images are the digits' and, for VGG-D, noise: no data set is needed.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
-from snip_lib import keep_top, train
-from snip_lib.data import DATASETS, load
-from snip_lib.runs import Run
+from snip_lib import keep_top, replicas, train
+from snip_lib.data import DATASETS, Data, load
+from snip_lib.devices import arithmetic
+from snip_lib.runs import Run, device_name
 from snip_lib.saliency import snip
 
-STEPS = {"lenet300": 400, "lenet5": 60}
+SMALL = ("lenet300", "lenet5", "gru_s")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+N_PROCESSES = 1 if DEVICE.type == "cuda" else os.cpu_count()
+
+
+def run_of(model: str) -> Run:
+    """Return a run of the paper's length, so that R is chosen as for one."""
+    return Run(model, "digits", sparsity=0.9, lr=0.01)
+
+
+# -------------------------------------------------------------------------- the loops
 
 
 class Images(Dataset):
@@ -36,7 +54,7 @@ class Images(Dataset):
     def __init__(self):
         from torchvision import transforms
 
-        raw = DATASETS["digits"]()
+        raw = DATASETS["digits"](Path())
         self.x, self.y = raw.x_train.numpy()[:, 0], raw.y_train
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
 
@@ -47,83 +65,159 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.x[i % len(self.x)])), self.y[i % len(self.y)]
 
 
-def ordinary(model_name: str) -> float:
-    """Return the steps per second of the ordinary loop, one network on every core."""
+def ordinary(model: str, seconds: float) -> float:
+    """Return the steps a second of the ordinary loop, one network on every core."""
     torch.set_num_threads(os.cpu_count())
-    model = train.initial_model(Run(model_name, "digits"), load("digits"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    batches = iter(DataLoader(Images(), batch_size=100, shuffle=True))
-    for step in range(steps := STEPS[model_name] // 2):
-        if step == steps // 4:
-            began = time.perf_counter()
-        x, y = next(batches)
+    network = train.initial_model(run_of(model), load("digits")).to(DEVICE)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    steps, began = 0, time.perf_counter()
+    for i, (x, y) in enumerate(DataLoader(Images(), batch_size=100, shuffle=True)):
+        if i == 3:  # the first ones do not count
+            steps, began = 0, time.perf_counter()
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        loss = F.cross_entropy(network(x.to(DEVICE)), y.to(DEVICE))
+        loss.backward()
         optimizer.step()
-    return (steps - steps // 4) / (time.perf_counter() - began)
+        loss.item()  # everybody prints it
+        steps += 1
+        if i > 3 and time.perf_counter() - began > seconds:
+            break
+    return steps / (time.perf_counter() - began)
 
 
-def resident(model_name: str) -> float:
-    """Return the steps per second of `snip_lib.train`, one run on one core, without start and evaluation."""
-    steps, times = STEPS[model_name], []
-    run = Run(model_name, "digits", sparsity=0.9, lr=0.01, steps=40 * steps, decay_every=40 * steps)
-
-    def tick(step):
-        times.append((step, time.perf_counter()))
-
-    train.train(run, tick=tick, deadline=_Until(lambda: bool(times) and times[-1][0] >= steps + 100))
-    (first, began), (last, ended) = times[0], times[-1]
-    return (last - first) / (ended - began)
+@functools.cache
+def begun(model: str, n_replicas: int) -> tuple:
+    """Return a run, or a group, that is ready to train, and the function that advances it."""
+    run = run_of(model)
+    if n_replicas == 1:
+        return train.begin(run, load("digits", device=DEVICE)), train.advance
+    runs = [Run(**vars(run) | {"seed": seed}) for seed in range(n_replicas)]
+    compiled = replicas.pays_to_compile(run, n_replicas, DEVICE)
+    return replicas.begin(runs, DEVICE, None, torch.float32, compiled), replicas.advance
 
 
-class _Until(float):
-    """A deadline that comes when a condition holds."""
-
-    def __new__(cls, condition):
-        self = super().__new__(cls, "inf")
-        self.condition = condition
-        return self
-
-    def __lt__(self, _):
-        return self.condition()
-
-
-def two(model_name: str, pool) -> float:
-    """Return the steps per second of two runs at once, one process each."""
-    return sum(pool.map(resident, [model_name] * 2, chunksize=1))
+def engine(model: str, n_replicas: int, seconds: float) -> float:
+    """Return the model-steps a second of this process, without set-up and evaluation."""
+    with arithmetic(DEVICE):
+        t, advance = begun(model, n_replicas)
+        advance(t, train.examples(t.orders, range(2), DEVICE))  # compiled by now
+        steps, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            advance(t, train.examples(t.orders, range(steps, steps + 5), DEVICE))
+            steps += 5
+            t.loss_sum.tolist()
+        return n_replicas * steps / (time.perf_counter() - began)
 
 
-def median_ms(call, n: int = 20) -> float:
-    """Return the median time of a call in milliseconds, after two that do not count."""
+def _share(barrier) -> None:
+    """Give a process of the pool the barrier of them all."""
+    global BARRIER
+    BARRIER = barrier
+
+
+def _met(call, args) -> float:
+    """Call when every process of the pool has come here, so that each takes one task."""
+    BARRIER.wait()
+    return call(*args)
+
+
+def on_every_core(pool, call, *args) -> float:
+    """Return the sum of what a call gives in all processes at once."""
+    return sum(pool.starmap(_met, [(call, args)] * N_PROCESSES, chunksize=1))
+
+
+def product(seconds: float) -> float:
+    """Return the floating-point operations a second of a float32 matrix product on one core, or on the GPU."""
+    with arithmetic(DEVICE):
+        a, b = torch.rand(2, 1024, 1024, device=DEVICE)
+        n, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            for _ in range(4):
+                c = a @ b
+            c[0, 0].item()
+            n += 4
+        return n * 2 * 1024**3 / (time.perf_counter() - began)
+
+
+# -------------------------------------------------------------------- single numbers
+
+
+def noise(shape: tuple[int, ...], n: int) -> Data:
+    """Return a data set of noise."""
+    x, y = torch.randn(n, *shape, device=DEVICE), torch.zeros(n, dtype=torch.int64, device=DEVICE)
+    return Data(x, y, x[:1], y[:1], x[:1], y[:1], 10)
+
+
+def median_ms(call, n: int) -> float:
+    """Return the median time of a call in milliseconds, after one that does not count."""
     times = []
-    for i in range(n + 2):
+    for _ in range(n + 1):
         began = time.perf_counter()
         call()
-        if i >= 2:
-            times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times[1:])
 
 
-def scoring(model_name: str) -> dict:
-    """Return the milliseconds of one scoring in float32 and of one plain forward and backward pass."""
-    torch.set_num_threads(1)
-    data = load("digits")
-    model = train.initial_model(Run(model_name, "digits"), data)
-    x, y = data.x_train[:100], data.y_train[:100]
+def scoring(model: str, n: int) -> dict:
+    """Return the milliseconds of a scoring, in float32, and of a training step; and a step's operations."""
+    vgg = model == "vgg_d"
+    run = Run(model, "digits", sparsity=0.9, method="magnitude", batch_size=128 if vgg else 100)
+    with arithmetic(DEVICE):
+        t = train.begin(run, noise((3, 32, 32), 256) if vgg else load("digits", device=DEVICE))
+        x, y = t.data.x_train[: run.batch_size], t.labels[: run.batch_size]
+        step = median_ms(lambda: train.learn(t, t.model, x, y), n)
+        score = median_ms(lambda: snip(t.model, x, y), n)
+        with FlopCounterMode(display=False) as counted:
+            F.cross_entropy(t.model(x), y).backward()
+    return {"step ms": step, "scoring ms": score, "scoring / step": score / step, "flop": counted.get_total_flops()}
 
-    def step():
-        model.zero_grad()
-        F.cross_entropy(model(x), y).backward()
 
-    score, plain = median_ms(lambda: snip(model, x, y)), median_ms(step)
-    return {"scoring ms": score, "forward + backward ms": plain, "ratio": score / plain}
-
-
-def selection(n: int = 15_000_000) -> dict:
+def selection(n: int) -> float:
     """Return the milliseconds that the selection of 5 % among `n` scores takes on one core."""
-    torch.set_num_threads(1)
-    scores = {"w": torch.rand(n, generator=torch.Generator().manual_seed(0))}
-    return {"selection of 5 % of 15 M ms": median_ms(lambda: keep_top(scores, n // 20), n=3)}
+    with arithmetic(DEVICE):
+        scores = {"w": torch.rand(n, generator=torch.Generator().manual_seed(0)).to(DEVICE)}
+        return median_ms(lambda: keep_top(scores, n // 20), n=3)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from snip_lib import replicas
+from snip_lib.runs import Run, sweep
+def peak():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+run = Run(sys.argv[1], "digits", sparsity=0.9, steps=2, decay_every=2, lr=0.001)
+replicas.train_replicas(sweep(run, seed=range(2)), compiled=False)
+before = peak()
+replicas.train_replicas(sweep(run, seed=range(10)), compiled=False)
+print((peak() - before) / 1024 / 8)
+"""
+
+
+def replica_mb(model: str) -> dict:
+    """Return the megabytes of a replica: what R is chosen by, and on Linux what eight more add to the peak on a CPU."""
+    found = {"MB a replica, at most": replicas.memory(run_of(model))[1] / 2**20}
+    if sys.platform.startswith("linux"):
+        done = subprocess.run([sys.executable, "-c", MEASURE, model], capture_output=True, text=True, check=True)
+        found["MB a replica, seen"] = float(done.stdout)
+    return found
+
+
+# ------------------------------------------------------------------------------ main
+
+
+def rates(pool, model: str, n_replicas: int, rounds: int, seconds: float) -> list[dict]:
+    """Return the rates of every loop in each round, after one that does not count."""
+    found = []
+    for i in range(rounds + 1):
+        duration = seconds if i else 0.1
+        row = {"ordinary": ordinary(model, duration), "resident": pool.apply(engine, (model, 1, duration))}
+        row["engine"] = on_every_core(pool, engine, model, n_replicas, duration)
+        row["product"] = on_every_core(pool, product, duration / 4)
+        found.append(row)
+    return found[1:]
 
 
 def main():
@@ -131,33 +225,45 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each loop in a round")
+    parser.add_argument("--models", nargs="*", default=[*SMALL, "vgg_d"])
+    parser.add_argument("--replicas", type=int, default=0, help="R of the engine (0: as chosen; 220 on a GPU)")
+    parser.add_argument("--scores", type=int, default=15_000_000, help="of the selection")
     options = parser.parse_args()
     os.environ |= {"OMP_WAIT_POLICY": "passive", "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
     os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 32)
     table = {}
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for model_name in STEPS:
-            rounds = []
-            for i in range(options.rounds + 1):
-                measured = {"ordinary": ordinary(model_name)}
-                measured["resident"] = pool.apply(resident, [model_name])
-                measured["two"] = two(model_name, pool)
-                if i:  # the first round warms up
-                    rounds.append(measured)
-            rates = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-            ratios = {
-                f"{name} / ordinary": statistics.median(r[name] / r["ordinary"] for r in rounds)
-                for name in ("resident", "two")
-            }
-            table[model_name] = {f"{name} steps/s": rate for name, rate in rates.items()} | ratios | scoring(model_name)
-    table["masks"] = selection()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(N_PROCESSES, _share, (context.Barrier(N_PROCESSES),)) as pool:
+        for model in options.models:
+            single = scoring(model, n=2 if model == "vgg_d" else 20)
+            flop = single.pop("flop")
+            row = {}
+            if model != "vgg_d":
+                chosen = 220 if DEVICE.type == "cuda" else replicas.how_many(run_of(model), DEVICE)
+                n_replicas = options.replicas or chosen
+                found = rates(pool, model, n_replicas, options.rounds, options.seconds)
+                row = {f"{name} steps/s": statistics.median(r[name] for r in found) for name in found[0]}
+                row.pop("product steps/s")
+                for name in ("resident", "engine"):
+                    row[f"{name} / ordinary"] = statistics.median(r[name] / r["ordinary"] for r in found)
+                row |= {"replicas a process": n_replicas, "processes": N_PROCESSES} | replica_mb(model)
+                row["engine / ceiling"] = statistics.median(flop * r["engine"] / r["product"] for r in found)
+            else:
+                row["step / ceiling"] = flop / (single["step ms"] / 1e3) / product(1.0)
+            table[model] = row | single | {"GFLOP a step": flop / 1e9}
+        pool.close()
+        pool.join()
+    table["masks"] = {f"selection of 5 % of {options.scores:,}, ms": selection(options.scores)}
     if options.json:
-        print(json.dumps(table, indent=1))
+        print(json.dumps({"torch": torch.__version__, "device": device_name(DEVICE), **table}, indent=1))
         return
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, medians of {options.rounds} interleaved rounds")
+    print(
+        f"torch {torch.__version__}, {device_name(DEVICE)}, {os.cpu_count()} cores; medians of {options.rounds} rounds"
+    )
     for title, numbers in table.items():
         for name, value in numbers.items():
-            print(f"{title:10} {name:30} {value:12.2f}")
+            print(f"{title:9} {name:38} {value:12,.2f}")
 
 
 if __name__ == "__main__":
