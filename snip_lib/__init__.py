@@ -5,7 +5,8 @@
     snip_lib.report(model, mask, x)                    # what is left, layer by layer
 
 Read in this order: `saliency`, `masks`, `prune` (the algorithm); `structured`, `paths`, `robustness` (beyond it);
-`models`, `inits`, `data`, `train`, `runs` (the reproduction); `tables`, `claims`, `plots` (the report).
+`models`, `inits`, `data`, `devices`, `train`, `replicas`, `runs` (the reproduction); `tables`, `claims`, `plots`
+(the report).
 """
 
 from .masks import (
