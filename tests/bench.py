@@ -33,7 +33,7 @@ from snip_lib import keep_top, replicas, train
 from snip_lib.data import DATASETS, Data, load
 from snip_lib.devices import arithmetic
 from snip_lib.runs import Run, device_name
-from snip_lib.saliency import snip
+from snip_lib.saliency import exact_arithmetic, snip
 
 SMALL = ("lenet300", "lenet5", "gru_s")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,37 +148,48 @@ def noise(shape: tuple[int, ...], n: int) -> Data:
     return Data(x, y, x[:1], y[:1], x[:1], y[:1], 10)
 
 
-def median_ms(call, n: int) -> float:
-    """Return the median time of a call in milliseconds, after one that does not count."""
-    times = []
+def medians_ms(calls: dict, n: int) -> dict:
+    """Return the median milliseconds of each call over `n` interleaved rounds, after one that does not count."""
+    times = {name: [] for name in calls}
     for _ in range(n + 1):
-        began = time.perf_counter()
-        call()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times[1:])
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(took[1:]) for name, took in times.items()}
 
 
 def scoring(model: str, n: int) -> dict:
-    """Return the milliseconds of a scoring, in float32, and of a training step; and a step's operations."""
+    """Return the milliseconds of a training step, of one in the arithmetic of scoring, and of a scoring in float32."""
     vgg = model == "vgg_d"
     run = Run(model, "digits", sparsity=0.9, method="magnitude", batch_size=128 if vgg else 100)
     with arithmetic(DEVICE):
         t = train.begin(run, noise((3, 32, 32), 256) if vgg else load("digits", device=DEVICE))
         x, y = t.data.x_train[: run.batch_size], t.labels[: run.batch_size]
-        step = median_ms(lambda: train.learn(t, t.model, x, y), n)
-        score = median_ms(lambda: snip(t.model, x, y), n)
+
+        def step():
+            train.learn(t, t.model, x, y)
+
+        def plain_step():  # without the faster matrix product, which scoring never uses
+            with exact_arithmetic(t.model):
+                step()
+
+        calls = {"step ms": step, "plain step ms": plain_step, "scoring ms": lambda: snip(t.model, x, y)}
+        found = medians_ms(calls, n)
         with FlopCounterMode(display=False) as counted:
             F.cross_entropy(t.model(x), y).backward()
-    return {"step ms": step, "scoring ms": score, "scoring / step": score / step, "flop": counted.get_total_flops()}
+    found["scoring / step"] = found["scoring ms"] / found["step ms"]
+    found["scoring / plain step"] = found["scoring ms"] / found["plain step ms"]
+    return found | {"flop": counted.get_total_flops()}
 
 
 def selection(n: int) -> float:
     """Return the milliseconds that the selection of 5 % among `n` scores takes on one core."""
     with arithmetic(DEVICE):
         scores = {"w": torch.rand(n, generator=torch.Generator().manual_seed(0)).to(DEVICE)}
-        return median_ms(lambda: keep_top(scores, n // 20), n=3)
+        return medians_ms({"": lambda: keep_top(scores, n // 20)}, n=3)[""]
 
 
 MEASURE = """
@@ -236,7 +247,7 @@ def main():
     context = multiprocessing.get_context("spawn")
     with context.Pool(N_PROCESSES, _share, (context.Barrier(N_PROCESSES),)) as pool:
         for model in options.models:
-            single = scoring(model, n=2 if model == "vgg_d" else 20)
+            single = scoring(model, n=3 if model == "vgg_d" else 100)
             flop = single.pop("flop")
             row = {}
             if model != "vgg_d":
