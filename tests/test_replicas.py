@@ -72,7 +72,13 @@ def check_group_is_single_runs(runs, folder, sensitive):
 
 
 @pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 1.0), ("adam", 0.02)])
-@pytest.mark.parametrize(("model", "lr"), [("lenet300", 0.05), ("lenet5", 0.02), ("lstm_s", 0.1), ("gru_s", 0.1)])
+@pytest.mark.parametrize(
+    ("model", "lr"),
+    [
+        *(("lenet300", 0.05), ("lenet5", 0.02), ("lstm_s", 0.1), ("gru_s", 0.1)),
+        *(pytest.param(model, 0.1, marks=pytest.mark.long) for model in ("lstm_b", "gru_b")),
+    ],
+)
 def test_a_group_is_the_single_runs(model, lr, optimizer, factor, tmp_path, monkeypatch):
     run = dataclasses.replace(SMALL, model=model, optimizer=optimizer, lr=lr * factor)
     runs = varied(run)
