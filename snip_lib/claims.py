@@ -472,27 +472,28 @@ def _baseline_agrees(line: pd.Series, profile: str, find: Callable) -> bool:
     return True
 
 
-def judge_chapter(chapter: str, *, profile: str) -> list[Verdict]:
-    """Judge every claim of a chapter by the rows there are at one profile, in the order of ``claims.csv``."""
-    lines, find = criteria(), finder()
-    lines = lines[(lines["chapter"] == chapter) & (lines["kind"] != "learning_rate")]
-    return [judge(line, profile, find) for _, line in lines.iterrows()]
-
-
-def verdicts(profile: str = "best") -> list[Verdict]:
-    """Judge every claim there is, at one profile, or each at the `best` of its own.
+def judge_at_best(line: pd.Series, profile: str, find: Callable) -> Verdict:
+    """Judge one claim at a profile, or at the `best` of its own.
 
     That is `paper` where each of its tests has the seeds that it needs there, else the profile with more seeds.
     """
+    if profile != "best":
+        return judge(line, profile, find)
+    paper, short = (judge(line, profile, find) for profile in ("paper", "short"))
+    return paper if paper.n >= min(int(line["min_n"]), max(short.n, 1)) else short
+
+
+def judge_chapter(chapter: str, *, profile: str) -> list[Verdict]:
+    """Judge every claim of a chapter, in the order of ``claims.csv``: at `short`, each at the `best` of its own."""
     lines, find = criteria(), finder()
-    judged = []
-    for _, line in lines[lines["kind"] != "learning_rate"].iterrows():
-        if profile != "best":
-            judged.append(judge(line, profile, find))
-            continue
-        paper, short = (judge(line, profile, find) for profile in ("paper", "short"))
-        judged.append(paper if paper.n >= min(int(line["min_n"]), max(short.n, 1)) else short)
-    return judged
+    lines = lines[(lines["chapter"] == chapter) & (lines["kind"] != "learning_rate")]
+    return [judge_at_best(line, {"short": "best"}.get(profile, profile), find) for _, line in lines.iterrows()]
+
+
+def verdicts(profile: str = "best") -> list[Verdict]:
+    """Judge every claim there is, at one profile, or each at the `best` of its own (see `judge_at_best`)."""
+    lines, find = criteria(), finder()
+    return [judge_at_best(line, profile, find) for _, line in lines[lines["kind"] != "learning_rate"].iterrows()]
 
 
 # --------------------------------------------------------------- what the front pages show of them
