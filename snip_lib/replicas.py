@@ -5,6 +5,7 @@ A figure of Section 5 is 260 LeNets, of which one keeps no GPU busy. The network
 tested against it in float64. Each run has its own weights, mask, split, order, labels and rate.
 """
 
+import copy
 import dataclasses
 import functools
 import math
@@ -375,11 +376,15 @@ def restore(g: Group, path: Path) -> None:
 def outcomes(g: Group) -> list[dict]:
     """Return what the rows of the runs say, in their order."""
     rows, at, n_runs = [], g.progress, len(g.runs)
-    share = g.seconds() / n_runs
     for i, run in enumerate(g.runs):
         names = prunable(g.net, biases=run.prune_biases) if run.sparsity else {}
         mask = {name: g.masks[name][i].bool() for name in names} or None
-        row = single.outcome(run, g.net, mask, g.data, at["curves"][i], at["diverged_steps"][i])
-        seconds = {"scoring_seconds": single.rounded(at["scoring_seconds"][i]), "seconds": single.rounded(share)}
-        rows.append(row | {"replicas": n_runs} | seconds)
+        rows.append(single.outcome(run, g.net, mask, g.data, at["curves"][i], at["diverged_steps"][i]))
+        if run.attacked or run.structured:
+            net = copy.deepcopy(g.net).to(g.loss_sum.device, next(iter(g.weights.values())).dtype)
+            net.load_state_dict({name: w[i] for name, w in g.weights.items()})
+            rows[i] |= single.afterwards(run, net, mask, g.data, at["diverged_steps"][i])
+    share = single.rounded(g.seconds() / n_runs)
+    for row, scoring_seconds in zip(rows, at["scoring_seconds"], strict=True):
+        row |= {"replicas": n_runs, "scoring_seconds": single.rounded(scoring_seconds), "seconds": share}
     return rows

@@ -30,6 +30,7 @@ from .models import BATCH_NORMS, MODELS
 from .prune import SCHEDULES
 from .replicas import how_many, together, train_replicas
 from .saliency import CRITERIA
+from .structured import UNIT_CRITERIA
 from .train import PRECISIONS, SCORE_LOSSES, read_progress, train
 
 LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
@@ -43,13 +44,13 @@ OUTCOMES = (  # the columns of a table without rows
 MASK_FIELDS = (
     *("method", "rounds", "schedule", "prune_biases", "scope", "control"),
     *("score_bn", "score_examples", "score_batches", "score_split", "score_class", "score_loss", "accumulate"),
-    *("delay", "every", "retrain", "rewind"),
+    *("delay", "every", "retrain", "rewind", "structured"),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides the trained weights, and nothing else.
+    """Everything that decides the trained weights, and whether they are attacked in the end; nothing else.
 
     The defaults are the paper's protocol for MNIST (Section 5). They never change, for they are
     not part of a run's key; a new field's default means what was done before there was the field.
@@ -96,6 +97,8 @@ class Run:
     batch_norm: str = "tensorflow"  # eps 1e-3, momentum 0.01; or "torch": eps 1e-5, momentum 0.1
     decayed: str = "all"  # weight decay on weights and biases, or on "weights" only
     precision: str = "float32"  # of forward and backward pass; or "bf16": autocast, with float32 weights and updates
+    structured: bool = False  # remove units and filters; `sparsity` is of these (`structured.units_of`)
+    attacked: bool = False  # after training, attack the network (`robustness.attacked`)
 
     def __post_init__(self):
         for name, known in (
@@ -136,6 +139,18 @@ class Run:
         if self.sparsity == 0:  # a dense network has no mask: what decides the mask does not name it
             for name in MASK_FIELDS:
                 object.__setattr__(self, name, DEFAULTS[name])
+        if self.attacked and not self.steps:
+            raise ValueError("A run of no step has no trained network to attack: give it steps, or leave attacked out.")
+        if self.structured:
+            self._check_structured()
+
+    def _check_structured(self) -> None:
+        """Refuse what is made for single connections."""
+        if self.model.startswith(("lstm", "gru")):
+            raise ValueError(f"structured removes units of feed-forward networks, and {self.model} is recurrent.")
+        for name, known in (("method", tuple(UNIT_CRITERIA)), ("scope", ("global",)), ("control", ("none",))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"With structured, {name} is {' or '.join(known)}, not {getattr(self, name)!r}.")
 
     @property
     def key(self) -> str:

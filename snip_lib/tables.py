@@ -11,8 +11,14 @@ from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
 import pandas as pd
+import torch
+from torch import Tensor, nn
 
+from .masks import Mask
+from .paths import report
+from .robustness import RADII
 from .runs import DEFAULTS
+from .saliency import is_bias
 
 # -------------------------------------------------------------------------------------- cells
 
@@ -238,3 +244,109 @@ def fingerprint(rows: pd.DataFrame) -> str:
     ]
     text = "\n".join(sorted(json.dumps(row, sort_keys=True) for row in known))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# ------------------------------------------------------------- tables of many ways to prune
+
+
+def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error") -> Table:
+    """Return a column of rows by group (a line) and sparsity (a column): mean [95 % interval] over all seeds.
+
+    A run that failed counts with the value that it ended with, for to leave it out would favour the way that
+    fails; "failed" counts those that diverged or only guess. `n` is the smallest number of seeds in a column.
+    """
+    lines = []
+    for name, rows in groups.items():
+        line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
+        line["failed"] = cell(str(int(rows["diverged"].astype(bool).sum())), "diverged", rows) if len(rows) else ""
+        for sparsity in _sparsities(groups):
+            group = rows[rows["sparsity"] == sparsity]
+            values = group[field].astype(float).dropna()
+            how, places = f"mean and interval {field}", PLACES.get(field, 2)
+            shown = estimate(values, how, group, places=places, sign="") if len(values) else ""
+            line[f"{100 * sparsity:g} %"] = shown
+        lines.append(line)
+    return table(lines, "method")
+
+
+def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> Table:
+    """Return, by sparsity, the difference of test error between two groups, in points, paired by seed, for each pair.
+
+    The mean with its 95 % interval; a run that failed counts with the error that it ended with.
+    """
+    lines, pairs = [], list(pairs)
+    for sparsity in _sparsities({name: groups[name] for pair in pairs for name in pair}):
+        line = {"sparsity %": f"{100 * sparsity:g}"}
+        for ours, theirs in pairs:
+            a, b = (groups[name][groups[name]["sparsity"] == sparsity] for name in (ours, theirs))
+            found = difference(a, b)
+            line[f"{ours} − {theirs}"] = found if found != "–" else "not run yet"
+        lines.append(line)
+    names = [f"{ours} − {theirs}" for ours, theirs in pairs]
+    return table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
+
+
+def _sparsities(groups: dict[str, pd.DataFrame]) -> list[float]:
+    return sorted({s for rows in groups.values() for s in rows["sparsity"]})
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    return str(rows.groupby("sparsity").size().min())
+
+
+def is_cut_off(rows: pd.DataFrame) -> pd.Series:
+    """Tell for each row whether its network is disconnected: a layer keeps no weight, or no path goes through it."""
+    empty = [any(n == 0 for name, n in kept.items() if name.endswith("weight")) for kept in rows["kept"]]
+    return pd.Series(empty, index=rows.index, dtype=bool) | (rows["effective_sparsity"].astype(float) == 1)
+
+
+def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
+    """Return how many networks `is_cut_off`, by group and sparsity, with exact 95 % binomial intervals in percent."""
+    from scipy import stats
+
+    lines = []
+    for name, rows in groups.items():
+        line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
+        for sparsity in _sparsities(groups):
+            group, text = rows[rows["sparsity"] == sparsity], ""
+            if len(group):
+                cut = int(is_cut_off(group).sum())
+                ends = stats.binomtest(cut, len(group)).proportion_ci(0.95)
+                text = f"{cut} of {len(group)} [{', '.join(digits(100 * end, 1) for end in ends)}]"
+            line[f"{100 * sparsity:g} %"] = cell(text, "disconnected", group) if text else ""
+        lines.append(line)
+    return table(lines, "method")
+
+
+def mask_table(model: nn.Module, masks: dict[str, Mask], x: Tensor, *, like: str) -> pd.DataFrame:
+    """Return one line a mask of `model`: weights kept by layer, effective sparsity, what it has in common with `like`.
+
+    That is the number of connections that both keep, in percent of those that either keeps. `x`: an example, [1, ...].
+    """
+    lines = {}
+    for name, mask in masks.items():
+        found = report(model, mask, x)
+        lines[name] = {n.removesuffix(".weight"): int(found["kept"][n]) for n in mask if not is_bias(n, mask[n])}
+        lines[name]["effective sparsity %"] = digits(100 * found.attrs["effective_sparsity"])
+        pairs = [(kept, masks[like][n]) for n, kept in mask.items()]
+        both, either = (sum(int(join(a, b).sum()) for a, b in pairs) for join in (torch.logical_and, torch.logical_or))
+        lines[name][f"in common with {like} %"] = digits(100 * both / either, 0)
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("mask")
+
+
+def attack_table(groups: dict[str, pd.DataFrame], norm: str) -> Table:
+    """Return the accuracy under attack in percent, by group and radius: mean [95 % interval] over the seeds.
+
+    Of the test images of `robustness.attacked` that the network gets right. Runs that diverged are left out, for a
+    network that only guesses cannot be misled.
+    """
+    lines = []
+    for name, rows in groups.items():
+        whole = settled(rows)
+        line = {"method": name, "n": cell(str(len(whole)), "count", whole) if len(rows) else "not run yet"}
+        for eps in RADII[norm]:
+            field = f"attacked_{norm}_{eps:g}"
+            values = whole[field].astype(float).dropna() if len(whole) else []
+            line[f"{eps:g}"] = estimate(values, f"mean and interval {field}", whole, sign="") if len(values) else ""
+        lines.append(line)
+    return table(lines, "method")

@@ -6,6 +6,7 @@ the work: `begin` (score, draw, lay out), `advance` and `learn` (one step), `loo
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -27,14 +28,27 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .data import AUGMENTATIONS, BatchOrder, Data, generator, load, same_class_batch, score_batch
+from .data import (
+    AUGMENTATIONS,
+    PIXELS,
+    BatchOrder,
+    Data,
+    _read,
+    data_folder,
+    generator,
+    load,
+    same_class_batch,
+    score_batch,
+)
 from .devices import arithmetic, fastest
 from .inits import initialise
 from .masks import Mask, shuffle_within_layers
 from .models import BATCH_NORMS, MODELS
 from .paths import on_live_path
 from .prune import SCHEDULES, prune
+from .robustness import attacked
 from .saliency import prunable
+from .structured import measure, shrink
 
 CHECKPOINT_S = 45.0  # a killed run loses at most about this much work
 DIVERGED_ERROR = 80.0  # percent of the validation set: no better than two classes of ten
@@ -106,6 +120,7 @@ def mask_for(run, model: nn.Module, data: Data, *, step: int | None = None, with
             rounds=rounds,
             schedule=run.schedule if rounds else None,
             within=within,
+            structured=run.structured,
             prune_biases=run.prune_biases,
             score_bn=run.score_bn,
             dtype=torch.float64,
@@ -234,8 +249,10 @@ def train(
         t = begin(run, data, checkpoint, dtype)
         if not drive(t, advance, look, partial(save, path=checkpoint), deadline, tick):
             return None
+        ended = t.progress["diverged_step"]
+        more = afterwards(run, t.model, t.mask, data, ended)
         seconds = {"scoring_seconds": rounded(t.progress["scoring_seconds"]), "seconds": rounded(t.seconds())}
-        return outcome(run, t.model, t.mask, data, t.progress["curve"], t.progress["diverged_step"]) | seconds
+        return outcome(run, t.model, t.mask, data, t.progress["curve"], ended) | more | seconds
 
 
 # ------------------------------------------------------------------- score and set up
@@ -478,6 +495,50 @@ def outcome(
         "effective_sparsity": rounded(1 - sum(int(k.sum()) for k in live.values()) / m, 6) if mask else 0.0,
         "replicas": 1,
     }
+
+
+def afterwards(run, model: nn.Module, mask: Mask | None, data: Data, diverged_step: int | None) -> dict:
+    """Return what the row of a run that is `attacked` or `structured` says beyond `outcome`.
+
+    A structured row has what is left after `shrink`, in percent of the whole network: its parameters, its
+    multiply-adds, and the seconds that the device of the run takes for a batch of 100. An attacked one has what
+    `robustness.attacked` returns. A loss that is not finite leaves no network to look at, and nothing is returned.
+    """
+    found: dict = {}
+    if diverged_step is not None or not (run.attacked or run.structured):
+        return found
+    model = copy.deepcopy(model).to(data.x_test.device, memory_format=torch.channels_last)
+    if run.structured:
+        x = data.x_test[:100].to(next(model.parameters()).dtype)
+        whole, small = measure(model, x, repeats=20), measure(shrink(model, mask, x), x, repeats=20)
+        found |= {f"{name}_left": rounded(100 * small[name] / whole[name]) for name in whole}
+        found |= {"whole_seconds": rounded(whole["seconds"])}
+    if run.attacked:
+        began = time.perf_counter()
+        network, x, y = in_pixel_units(run, model)
+        found |= attacked(network, x, y, generator=generator(run.seed, "attack"))
+        found |= {"attack_seconds": rounded(time.perf_counter() - began)}
+    return found
+
+
+class InPixelUnits(nn.Module):
+    """A network of images in pixel units, [B, C, H, W] in [0, 1], which rescales them as its data set is."""
+
+    def __init__(self, model: nn.Module, black: Tensor, white: Tensor):
+        super().__init__()
+        self.model, self.black, self.white = model, black.view(-1, 1, 1), white.view(-1, 1, 1)  # [C, 1, 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.black + x * (self.white - self.black))
+
+
+def in_pixel_units(run, model: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the network of `run` as one of images in pixel units, and the test set: images in [0, 1] and labels."""
+    like, (raw, table) = next(model.parameters()), _read(run.dataset, data_folder())
+    brightest = int(raw.x_train.max())
+    values = PIXELS[run.pixels](table, brightest).to(like)  # [C, 256]
+    x = raw.x_test.to(like) / brightest
+    return InPixelUnits(model, values[:, 0], values[:, brightest]), x, raw.y_test.to(like.device)
 
 
 def _only_scored(run, data: Data) -> dict:

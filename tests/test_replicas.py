@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from snip_lib import data, devices, replicas, train
+from snip_lib import data, devices, replicas, robustness, train
 from snip_lib.runs import Run, sweep
 
 SMALL = Run("lenet300", "digits", sparsity=0.9, steps=50, decay_every=20, batch_size=20, lr=0.05)
@@ -86,6 +86,19 @@ def test_a_group_is_the_single_runs(model, lr, optimizer, factor, tmp_path, monk
         runs = varied(dataclasses.replace(run, batch_size=10))[2:4]
         monkeypatch.setattr(train, "curve_points", lambda steps: [steps])  # ten evaluations take longer than training
     check_group_is_single_runs(runs, tmp_path, sensitive=runs[:1])
+
+
+def test_attacked_and_structured_runs_of_a_group_have_the_rows_that_they_have_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(robustness, "ATTACKED", 5)
+    monkeypatch.setattr(robustness, "RADII", {"linf": (0.1, 1.0), "l2": (1.0,)})
+    runs = [*varied(dataclasses.replace(SMALL, attacked=True))[:3], dataclasses.replace(SMALL, structured=True)]
+    outcomes, _ = grouped(runs, tmp_path)
+    for run, ours in zip(runs, outcomes, strict=True):
+        expected = alone(run, tmp_path)[0] | {"replicas": 4}
+        assert {k: v for k, v in ours.items() if "seconds" not in k} == {
+            k: v for k, v in expected.items() if "seconds" not in k
+        }
+        assert run.structured != ("attacked_linf_0.1" in ours) and run.structured == ("parameters_left" in ours)
 
 
 @pytest.mark.long

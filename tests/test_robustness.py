@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from snip_lib import plots
+from snip_lib import plots, robustness
 from snip_lib.models import LeNet5, LeNet300
-from snip_lib.robustness import attack_success, by_sparsity, disconnection_table, gains, is_cut_off, mask_table, pgd
+from snip_lib.robustness import attack_success, attacked, pgd
+from snip_lib.tables import attack_table, by_sparsity, disconnection_table, gains, is_cut_off, mask_table
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -129,6 +130,36 @@ def test_bad_input_gets_a_sentence(change, words):
         pgd(linear(), **arguments)
 
 
+def test_a_row_has_the_accuracy_of_the_same_number_of_images_of_each_class(monkeypatch):
+    monkeypatch.setattr(robustness, "ATTACKED", 6)
+    monkeypatch.setattr(robustness, "RADII", {"linf": (0.01, 0.03, 1.0), "l2": (0.05, 0.2, 28.0)})
+    model, x = linear(classes=3), images(90)
+    y = torch.arange(90) % 3  # so that some are wrong already
+
+    def at(seed):
+        return attacked(model, x, y, generator=torch.Generator().manual_seed(seed))
+
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
+    chosen = torch.cat([order[y[order] == label][:6] for label in range(3)])
+    assert torch.bincount(y[chosen]).tolist() == [6, 6, 6]
+    found = at(1)
+    assert found["attacked_images"] == 18 and found["attacked_right"] == int((model(x).argmax(1) == y)[chosen].sum())
+    assert 0 < found["attacked_right"] < 18
+    for norm, radii in robustness.RADII.items():
+        accuracy = [found[f"attacked_{norm}_{eps:g}"] for eps in radii]
+        success = attack_success(model, x[chosen], y[chosen], eps=radii, norm=norm)
+        assert accuracy == pytest.approx((100 - success).tolist(), abs=0.005)
+        assert accuracy == sorted(accuracy, reverse=True) and accuracy[0] > 0
+        assert accuracy[-1] == 0  # every image may become any other: the gradients do not mislead the attack
+    assert at(1) == found and len({tuple(at(seed).values()) for seed in range(5)}) > 1
+
+
+def test_a_network_that_is_always_wrong_has_no_accuracy_under_attack():
+    model, x = linear(), images(20)
+    found = attacked(model, x, 1 - model(x).argmax(1), generator=torch.Generator().manual_seed(0))
+    assert found["attacked_right"] == 0 and found["attacked_linf_0.1"] is None
+
+
 # --- tables
 
 
@@ -197,6 +228,19 @@ def test_intervals_of_disconnection_are_binomial():
     # Clopper-Pearson: 1 - 0.025^(1/20) = 16.8 %; 5 of 20 gives 8.7 % to 49.1 % (Beta quantiles).
     assert table.loc["one shot"].tolist() == ["20", "0 of 20 [0.0, 16.8]", "5 of 20 [8.7, 49.1]"]
     assert table.loc["rounds"].tolist() == ["not run yet", "", ""]
+
+
+def test_networks_that_only_guess_do_not_count_as_robust():
+    ours = rows(*[(key, i, 0.98, 3.0, i == 2, 0.98, FULL) for i, key in enumerate("abc")])
+    for norm, radii in robustness.RADII.items():
+        for eps in radii:
+            ours[f"attacked_{norm}_{eps:g}"] = [90.0, 80.0, 100.0]
+    table = attack_table({"SNIP": ours, "random": ours.iloc[:0], "alone": ours.iloc[:1]}, "l2")
+    assert table.columns.tolist() == ["n", *(f"{eps:g}" for eps in robustness.RADII["l2"])]
+    # 85 ± 12.706 (Student's t with one degree of freedom) * 7.071 / sqrt(2)
+    assert table.loc["SNIP"].tolist()[:2] == ["2", "85.00 [21.47, 148.53]"]
+    assert table.loc["SNIP", "1"].keys == (("a", "b"),) and table.loc["alone", "1"] == "90.00"
+    assert table.loc["random"].tolist() == ["not run yet", *[""] * len(robustness.RADII["l2"])]
 
 
 def test_the_figure_shows_the_mean_over_every_run_and_each_of_them():

@@ -45,6 +45,8 @@ def test_keys_stay_for_ever():
     assert Run("lenet300", "mnist", sparsity=0.95, seed=3).key == "710cd9f14af9"
     assert Run("lenet5", "mnist", sparsity=0.99, lr=0.03, steps=12_500, decay_every=2_500).key == "4e872a440d56"
     assert Run("lenet5", "digits", method="snip", prune_biases=False, sparsity=0.5).key == "a8c5ccb94f3c"
+    assert Run("lenet5", "mnist", sparsity=0.8, structured=True).key == "4376ff8938aa"
+    assert Run("lenet5", "mnist", attacked=True).key == "cb9aacebdc27"
 
 
 def test_a_key_is_the_hash_of_the_non_default_fields_alone():
@@ -56,7 +58,20 @@ def test_a_key_is_the_hash_of_the_non_default_fields_alone():
 
 def test_a_dense_network_has_one_key_whatever_would_have_pruned_it():
     dense = Run("lenet300", "mnist")
-    assert dataclasses.replace(dense, prune_biases=False, score_bn="fresh", score_examples=7).key == dense.key
+    unpruned = {"prune_biases": False, "score_bn": "fresh", "score_examples": 7, "structured": True}
+    assert dataclasses.replace(dense, **unpruned).key == dense.key
+    assert dataclasses.replace(dense, attacked=True).key != dense.key  # its row says more
+
+
+def test_committed_rows_keep_their_names(root):
+    """Fields that came later have defaults that mean what was done before: old rows are found by their runs."""
+    folder = root / "notebooks/results"
+    lines = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) > 1_000
+    for row in lines:
+        assert Run(**{name: row[name] for name in runs.DEFAULTS if name in row}).key == row["key"]
+    new = {"structured", "attacked"}
+    assert any(not new & row.keys() for row in lines)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +90,11 @@ def test_a_dense_network_has_one_key_whatever_would_have_pruned_it():
         ({"sparsity": 0.9, "steps": 60, "delay": 60}, "masks comes before the end"),
         ({"pixels": "blue"}, "Unknown pixels"),
         ({"lr": -1.0}, "lr is positive"),
+        ({"attacked": True, "steps": 0, "sparsity": 0.9}, "no trained network to attack"),
+        ({"structured": True, "sparsity": 0.9, "model": "gru_s"}, "units of feed-forward networks, and gru_s is"),
+        ({"structured": True, "sparsity": 0.9, "method": "grasp"}, "With structured, method is snip or random"),
+        ({"structured": True, "sparsity": 0.9, "scope": "layer"}, "With structured, scope is global, not 'layer'"),
+        ({"structured": True, "sparsity": 0.9, "control": "shuffle"}, "With structured, control is none"),
     ],
 )
 def test_a_wrong_run_is_refused_in_one_sentence(wrong, sentence):

@@ -7,15 +7,18 @@ import os
 import random
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from snip_lib import data, devices, paths, train
+from snip_lib import data, devices, paths, robustness, train
 from snip_lib.data import BatchOrder
+from snip_lib.masks import n_kept
 from snip_lib.runs import Run, read_rows, sweep
 from snip_lib.saliency import prunable
+from snip_lib.structured import read_under, shrink, units_of
 
 SMALL = Run("lenet300", "digits", sparsity=0.9, steps=40, decay_every=20, batch_size=50)
 
@@ -260,6 +263,99 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         weights_after(SMALL, tmp_path)
     assert load_file(path).keys() == before.keys()
+
+
+# ------------------------------------------------------------------------ attacked, structured
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Attack few images, at few radii."""
+    monkeypatch.setattr(robustness, "ATTACKED", 4)
+    monkeypatch.setattr(robustness, "RADII", {"linf": (0.1, 1.0), "l2": (1.0, 28.0)})
+
+
+def trained(run, tensors, images):
+    """Return the network of `run` with the weights of its last checkpoint."""
+    model = train.initial_model(run, images)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    return model
+
+
+@pytest.mark.parametrize("pixels", ["normalised", "inverted"])
+def test_the_attack_in_a_row_is_the_attack_on_the_network_that_was_trained(pixels, few, tmp_path):
+    run = dataclasses.replace(SMALL, pixels=pixels, steps=150, decay_every=100, seed=2, attacked=True)
+    outcome, tensors = weights_after(run, tmp_path)
+    seen, grey = (data.load("digits", seed=2, pixels=p) for p in (pixels, "raw"))
+    model, x, y = trained(run, tensors, seen), grey.x_test, grey.y_test
+    expected = model(seen.x_test)
+    scale, offset = np.polyfit(x.flatten().double(), seen.x_test.flatten().double(), 1)
+    with torch.no_grad():  # the rescaling goes into the first layer
+        model.fc1.bias += offset * model.fc1.weight.sum(1)
+        model.fc1.weight *= scale
+    torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+    order = torch.randperm(len(y), generator=data.generator(2, "attack"))
+    chosen = torch.cat([order[y[order] == label][:4] for label in range(10)])
+    right = chosen[model(x[chosen]).argmax(1) == y[chosen]]
+    assert (outcome["attacked_images"], outcome["attacked_right"]) == (40, len(right))
+    for norm, radii in robustness.RADII.items():
+        for eps in radii:
+            near = robustness.pgd(model, x[right], y[right], eps=eps, norm=norm)
+            held = 100 * (model(near).argmax(1) == y[right]).double().mean().item()
+            assert outcome[f"attacked_{norm}_{eps:g}"] == pytest.approx(held, abs=100.5 / len(right))  # an image
+    assert outcome["attacked_linf_1"] == outcome["attacked_l2_28"] == 0
+    assert 0 < outcome["attacked_l2_1"] < 100
+    plain, same = weights_after(dataclasses.replace(run, attacked=False), tmp_path)
+    assert all(torch.equal(tensors[name], t) for name, t in same.items())
+    assert {k: v for k, v in outcome.items() if k in plain and "seconds" not in k} == {
+        k: v for k, v in plain.items() if "seconds" not in k
+    }
+    assert {k for k in outcome if k not in plain} == {k for k in outcome if k.startswith("attack")}
+
+
+def test_a_run_killed_under_attack_attacks_again_and_has_the_same_row(few, tmp_path, monkeypatch):
+    run = dataclasses.replace(SMALL, steps=120, sparsity=0.5, structured=True, attacked=True)
+    (tmp_path / "whole").mkdir()
+    whole, _ = weights_after(run, tmp_path / "whole")
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(train, "attacked", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        weights_after(run, tmp_path)
+    after, _ = weights_after(run, tmp_path)
+    assert {k: v for k, v in after.items() if "seconds" not in k} == {
+        k: v for k, v in whole.items() if "seconds" not in k
+    }
+
+
+def test_there_is_nothing_to_attack_where_the_loss_was_not_finite(tmp_path):
+    wild = dataclasses.replace(SMALL, lr=1e6, steps=200, sparsity=0.5, structured=True, attacked=True)
+    outcome, _ = weights_after(wild, tmp_path)
+    assert outcome["diverged"] and not [k for k in outcome if "left" in k or "attacked" in k]
+    json.dumps(outcome, allow_nan=False)
+
+
+@pytest.mark.parametrize("fields", [{}, {"rounds": 3}, {"method": "random"}, {"rounds": 2, "delay": 10, "every": 15}])
+def test_a_structured_row_is_about_a_network_that_was_really_made_smaller(fields, tmp_path):
+    run = dataclasses.replace(SMALL, model="lenet5", lr=0.01, sparsity=0.8, structured=True, **fields)
+    outcome, tensors = weights_after(run, tmp_path)
+    digits = data.load("digits", seed=run.seed)
+    model, x = trained(run, tensors, digits), digits.x_test[:7]
+    mask = {n: tensors[f"mask.{n}"].bool() for n in prunable(model)}
+    assert outcome["kept"] == {n: int(kept.sum()) for n, kept in mask.items()}
+    units = units_of(model, x)
+    kept = sum(int(k.sum()) for k in read_under(units, mask).values())
+    assert kept == n_kept(sum(layer.n for layer in units.values()), 0.8) == 110
+    small = shrink(model, mask, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)  # its removed weights are 0
+    n = sum(p.numel() for p in small.parameters())
+    assert n == sum(outcome["kept"].values()) < 0.3 * outcome["n_prunable"]
+    assert outcome["parameters_left"] == pytest.approx(100 * n / outcome["n_prunable"], rel=1e-3)
+    whole = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
+    places = {"conv1.weight": 24 * 24, "conv2.weight": 8 * 8}
+    left = sum(places.get(name, 1) * k for name, k in outcome["kept"].items() if name.endswith("weight"))
+    assert outcome["multiply_adds_left"] == pytest.approx(100 * left / whole, rel=1e-3)
+    assert 0 < outcome["seconds_left"] and outcome["whole_seconds"] > 0
+    dense = dataclasses.replace(run, sparsity=0.0, steps=1)
+    assert "parameters_left" not in train.train(dense)
 
 
 @pytest.mark.skipif("SNIP_DATA" not in os.environ, reason="SNIP_DATA names no folder with the real data sets")
