@@ -155,12 +155,11 @@ class Run:
     @property
     def key(self) -> str:
         """The run's name: 12 hex digits of sha256 over its non-default fields as sorted compact JSON."""
-        chosen = {n: v for n, v in dataclasses.asdict(self).items() if DEFAULTS.get(n, _MISSING) != v}
+        chosen = {n: v for n, v in vars(self).items() if DEFAULTS[n] != v}
         text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-_MISSING = dataclasses.MISSING
 DEFAULTS = {f.name: f.default for f in fields(Run)}
 
 
@@ -179,14 +178,14 @@ def at_profile(profile: str, runs: Iterable[Run]) -> list[Run]:
 
     ``paper``: as declared. ``short``: a tenth of the steps, the same shape of schedule.
     ``smoke``: seconds, on the embedded digits, for one seed: it shows that everything runs.
-    A run of no step, which is scored and not trained, stays one.
+    A run of no step, which is scored and not trained, stays one; `short` leaves it as it is.
     """
     runs = list(runs)
     if profile == "paper":
         return runs
     if profile == "short":
         timed = ("steps", "decay_every", "delay", "every")
-        return [replace(r, **{name: getattr(r, name) // 10 for name in timed}) for r in runs]
+        return [replace(r, **{name: getattr(r, name) // 10 for name in timed}) if r.steps else r for r in runs]
     if profile == "smoke":
         return [_smoke(r) for r in runs if r.seed < 1]
     raise ValueError(f"Unknown profile {profile!r}: choose one of smoke, short, paper.")

@@ -114,6 +114,8 @@ def test_short_is_a_tenth_of_the_paper_with_the_same_shape_of_schedule():
     assert (paper.steps, paper.decay_every) == (125_000, 25_000)
     assert (short.steps, short.decay_every) == (12_500, 2_500)
     assert dataclasses.replace(short, steps=125_000, decay_every=25_000) == paper
+    scored = Run("lenet300", "mnist", sparsity=0.9, steps=0)
+    assert at_profile("short", [scored]) == [scored]  # there is nothing to shorten
     assert all(r.dataset == "digits" for r in at_profile("smoke", sweep(paper, seed=range(5))))
     with pytest.raises(ValueError, match="Unknown profile 'long': choose one of smoke, short, paper"):
         at_profile("long", [paper])
