@@ -383,7 +383,10 @@ def groups_of(runs: Iterable[Run], size: Callable[[Run], int]) -> list[list[Run]
 
 def rows_of(runs: Iterable[Run]) -> pd.DataFrame:
     """Return the rows there are of `runs`, in the order of `runs`: one line a run, one column a field."""
-    rows = read_rows(results_folder())
+    return _table(runs, read_rows(results_folder()))
+
+
+def _table(runs: Iterable[Run], rows: dict[str, dict]) -> pd.DataFrame:
     found = [{**DEFAULTS, **rows[run.key]} for run in dict.fromkeys(runs) if run.key in rows]
     return pd.DataFrame(found, columns=None if found else ["key", *DEFAULTS, *OUTCOMES])
 
@@ -431,7 +434,7 @@ def collect(
         missing = [run for run in runs if run.key not in rows]
     if missing:
         print(f"{len(missing)} of {len(runs)} runs have no row yet: {_summary(missing)}.")
-    return rows_of(runs)
+    return _table(runs, rows)
 
 
 def _check_writable(folder: Path) -> None:
