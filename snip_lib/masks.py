@@ -6,6 +6,7 @@ weights before all biases, each in module order. Read `prune.py` next.
 
 import json
 from collections.abc import Callable, Iterable
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -26,8 +27,8 @@ def n_kept(m: int, sparsity: float) -> int:
     Raises:
         ValueError: sparsity outside [0, 1).
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {sparsity}.")
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {sparsity!r}.")
     return round((1 - sparsity) * m)
 
 
@@ -82,12 +83,12 @@ def random_at_densities(densities: dict[str, float], shapes: dict[str, Iterable[
     `generator` is a CPU `torch.Generator`; the mask is on the CPU.
 
     Raises:
-        ValueError: a density outside [0, 1].
+        ValueError: a density that is missing, or outside [0, 1].
     """
     mask = {}
     for name, shape in shapes.items():
-        if not 0 <= densities[name] <= 1:
-            raise ValueError(f"The density of {name} is a fraction in [0, 1], not {densities[name]}.")
+        if not 0 <= densities.get(name, -1) <= 1:
+            raise ValueError(f"The density of {name} is a fraction in [0, 1], not {densities.get(name)}.")
         kept = torch.zeros(tuple(shape), dtype=torch.bool)
         order = torch.randperm(kept.numel(), generator=generator)
         kept.view(-1)[order[: round(densities[name] * kept.numel())]] = True
@@ -103,12 +104,13 @@ def shuffle_within_layers(mask: Mask, generator: torch.Generator) -> Mask:
 
 def densities(mask: Mask) -> dict[str, float]:
     """Return the fraction kept of each parameter."""
-    return {name: int(kept.sum()) / kept.numel() for name, kept in mask.items()}
+    return {name: int(kept.sum()) / kept.numel() for name, kept in checked(mask).items()}
 
 
 def sparsity_of(mask: Mask) -> float:
     """Return the fraction of connections that a mask removes."""
-    return 1 - sum(int(kept.sum()) for kept in mask.values()) / sum(kept.numel() for kept in mask.values())
+    kept = checked(mask).values()
+    return 1 - sum(int(k.sum()) for k in kept) / sum(k.numel() for k in kept)
 
 
 def collapsed(mask: Mask) -> list[str]:
@@ -132,7 +134,8 @@ class Connectivity(torch_prune.CustomFromMask):
     """`torch.nn.utils.prune.custom_from_mask`, with a weight that can be deep-copied."""
 
     def apply_mask(self, module: nn.Module) -> Tensor:
-        return super().apply_mask(module).as_subclass(MaskedWeight)
+        weight = super().apply_mask(module)
+        return weight if torch.compiler.is_exporting() else weight.as_subclass(MaskedWeight)
 
 
 def recompute(module: nn.Module, inputs: tuple = ()) -> None:
@@ -148,6 +151,18 @@ def recompute(module: nn.Module, inputs: tuple = ()) -> None:
                 setattr(inner, hook._tensor_name, hook.apply_mask(inner))
 
 
+def checked(mask: Mask) -> Mask:
+    """Return `mask`; ValueError if it is none, or empty."""
+    if not isinstance(mask, dict) or not mask:
+        kind = "empty" if isinstance(mask, dict) else type(mask).__name__
+        raise ValueError(f"The mask is {kind}: it names no parameter.")
+    for name, kept in mask.items():
+        kind = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
+        if kind != torch.bool:
+            raise ValueError(f"The mask of {name} is {kind}, not torch.bool: True is kept.")
+    return mask
+
+
 def named(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     """Return the parameter that each name of `mask` means.
 
@@ -156,9 +171,7 @@ def named(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
             two of its tied names), or has another shape.
     """
     every = {name: parameter for _, _, name, parameter in held(model)}
-    if not mask:
-        raise ValueError("The mask is empty: it names no parameter.")
-    if unknown := [name for name in mask if name not in every]:
+    if unknown := [str(name) for name in checked(mask) if name not in every]:
         raise ValueError(
             f"The mask is of another network: {type(model).__name__} has no {', '.join(unknown[:3])}"
             f"{f' and {len(unknown) - 3} more' if len(unknown) > 3 else ''}; it has {', '.join(list(every)[:3])}, ..."
@@ -166,8 +179,6 @@ def named(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     for name, kept in mask.items():
         if kept.shape != every[name].shape:
             raise ValueError(f"The mask of {name} is {list(kept.shape)}, the parameter {list(every[name].shape)}.")
-        if kept.dtype != torch.bool:
-            raise ValueError(f"The mask of {name} is {kept.dtype}, not torch.bool: True is kept.")
     found = {name: every[name] for name in mask}
     if len({id(p) for p in found.values()}) < len(found):
         twice = [n for n in found if sum(found[n] is p for p in found.values()) > 1]
@@ -175,13 +186,15 @@ def named(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     return found
 
 
+@torch.inference_mode(False)  # else the masks could not be trained with
 def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     """Mask `model` in place with PyTorch's own `torch.nn.utils.prune`, and return it.
 
     The weights that go become 0 at once, and every use of a weight is w * c, so that no optimiser moves
     them. Every module that holds a tied parameter is masked. `torch.nn.utils.prune.remove(module, "weight")`
     makes a weight plain again, with its zeros. Create the optimiser before or after: the parameters are the
-    same objects. A second mask may only take away.
+    same objects. A second mask may only take away. A checkpoint of the masked model (``weight_orig``, ``weight_mask``)
+    loads into a model that any mask of these parameters was applied to.
 
     Raises:
         ValueError: names or shapes that do not fit, or a mask that wants removed connections back.
@@ -192,7 +205,7 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     for module, attribute, name in places:
         before = module._buffers.get(f"{attribute}_mask")
         if before is not None and (mask[name].to(before.device) & (before == 0)).any():
-            raise ValueError(f"The mask wants connections of {name} back that an earlier mask removed.")
+            raise ValueError(f"The mask wants connections of {name} back that an earlier mask removed (see within=).")
     with torch.no_grad():
         for name, p in parameters.items():
             p.mul_(mask[name].to(p.device))
@@ -257,7 +270,7 @@ def redraw(
 def save_mask(mask: Mask, path: str | Path, **metadata) -> None:
     """Write a mask as safetensors (one byte a connection) with its sparsity, order and any JSON `metadata`.
 
-    E.g. ``save_mask(mask, "mask.safetensors", method="snip", sparsity=0.95)``.
+    E.g. ``save_mask(mask, "mask.safetensors", method="snip", sparsity=0.95)``. ValueError: it is no mask.
     """
     from safetensors.torch import save_file
 
@@ -267,9 +280,11 @@ def save_mask(mask: Mask, path: str | Path, **metadata) -> None:
 
 
 def load_mask(path: str | Path) -> tuple[Mask, dict]:
-    """Return the mask that `save_mask` wrote, on the CPU and in its order, and its metadata."""
+    """Return the mask that `save_mask` wrote, on the CPU, in its order, and its metadata. ValueError: it wrote none."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+        if "order" not in (metadata := file.metadata() or {}):
+            raise ValueError(f"{path} is no mask that save_mask wrote.")
+        metadata = {name: json.loads(value) for name, value in metadata.items()}
         return {name: file.get_tensor(name) for name in metadata.pop("order")}, metadata

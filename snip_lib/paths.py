@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .masks import Mask, mask_of, named, sparsity_of
-from .saliency import CONNECTIONS, held, is_bias, plain_copy
+from .saliency import CONNECTIONS, each_tensor, held, is_bias, plain_copy, shape_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,9 +58,9 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
 
     With every weight replaced by its mask, every bias by 0 and everything that could hide a path undone
     (`PathCounting`), an output is a sum over paths, so its derivative is not 0 exactly on the live ones.
-    A bias is live where its unit reaches an output. `x` is a batch of which one example's shape is used,
-    [1, ...] (token numbers are kept). Gates and attention are followed as they compute: with a sigmoid or
-    a softmax inside a fused kernel a closed gate still lets its product through.
+    A bias is live where its unit reaches an output. `x` is a batch, [B, ...], or a tuple or dict of tensors; the
+    shape of one example is used (token numbers are kept). Gates and attention are followed as they compute: with a
+    sigmoid or a softmax inside a fused kernel a closed gate still lets its product through.
 
     Raises:
         ValueError: the mask or the input does not fit.
@@ -80,16 +80,21 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
         if isinstance(module, nn.RNNBase):
             module.train().dropout = 0.0
     device = next(iter(parameters.values())).device
-    # Inputs in general position: what attention and gates compare must not be equal.
-    draws = torch.rand(x[:1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = (0.5 + draws / 2 if x.is_floating_point() else x[:1]).to(device)
+    generator = torch.Generator().manual_seed(0)
+
+    def example(t: Tensor) -> Tensor:
+        # In general position: what attention and gates compare must not be equal.
+        draws = torch.rand(t[:1].shape, generator=generator, dtype=torch.float64)
+        return (0.5 + draws / 2 if t.is_floating_point() else t[:1]).to(device)
+
+    x = each_tensor(example, x)
     with torch.enable_grad(), PathCounting():
         for p in parameters.values():
             p.requires_grad_(True)
         try:
             output = twin(x)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(f"The network refuses an input of shape {list(x.shape)}: {error}") from error
+        except Exception as error:
+            raise ValueError(f"The network refuses an input {shape_of(x)}: {error}") from error
     leaves = torch.utils._pytree.tree_leaves(output)
     total = sum(t.sum() for t in leaves if isinstance(t, Tensor) and t.requires_grad)
     grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)

@@ -6,14 +6,15 @@
 import itertools
 import warnings
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .masks import Mask, collapsed, keep_top, keep_top_per_layer, n_kept
-from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, prunable
+from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, prunable, shape_of
 from .structured import SIGNED_UNIT_CRITERIA, UNIT_CRITERIA, keep_units, mask_of_units, read_under, units_of
 
 # Bundles of choices where the paper's text and the released code differ, or we would choose otherwise today, as
@@ -69,8 +70,12 @@ def accumulated(
     """
     before_abs = signed.get(method) if accumulate == "sum_then_abs" else None
     criterion, total = before_abs or criteria[method], None
-    for x, y in batches:
-        scores = criterion(model, x, y, **scoring)
+    for pair in batches:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"batches= gives pairs (x, y), not {shape_of(pair)}.")
+        if method == "obd_fisher" and not isinstance(pair[0], Tensor):
+            raise ValueError(f"obd_fisher takes examples one by one: x is a tensor, [B, ...], not {shape_of(pair[0])}.")
+        scores = criterion(model, *pair, **scoring)
         if total is None:
             total = scores
         elif accumulate == "moving_average":
@@ -154,8 +159,8 @@ def prune(
     n_kept(1, sparsity)  # refuses a wrong sparsity before the work
     if rounds is None:
         rounds, schedule = (SYNFLOW_ROUNDS, schedule or "exponential") if method == "synflow" else (1, schedule)
-    if rounds != int(rounds) or rounds < 1:
-        raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds}.")
+    if not isinstance(rounds, Integral) or rounds < 1:
+        raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds!r}.")
     blind = method in ("magnitude", "random") and not structured  # an example shows which units belong together
     if (batches is None) == (x is None) and not (x is None and blind):
         raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")

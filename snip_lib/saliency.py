@@ -14,20 +14,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Scores = dict[str, Tensor]
 Loss = Callable[[Any, Any], Tensor]
 
 # The modules whose parameters are connections.
-CONNECTIONS = (
-    nn.Linear,
-    nn.Bilinear,
-    nn.modules.conv._ConvNd,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-)
+CONNECTIONS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 # Normalisation layers only rescale: they are never pruned.
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -38,6 +35,8 @@ def held(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]
     A tied parameter comes once for each of its places. One that is masked by `torch.nn.utils.prune`,
     which stores it as ``weight_orig``, goes by its own name, ``weight``.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"The network is a torch.nn.Module, not {type(model).__name__}.")
     for prefix, module in model.named_modules():
         for stored, parameter in module._parameters.items():
             attribute = stored.removesuffix("_orig")
@@ -61,16 +60,16 @@ def prunable(
 ) -> dict[str, nn.Parameter]:
     """Return the prunable parameters by name: all weights, then all biases, each in module order.
 
-    They are those of linear, convolutional, recurrent and attention modules; the order decides ties.
+    They are those of linear, convolutional, recurrent and attention modules, frozen or not; the order decides ties.
     `only` and `exclude` are names of parameters or modules, with ``*`` for anything ("layer1.*", "head");
     what `only` names may belong to any module except normalisation, so to one you wrote yourself.
     A tied parameter comes once, by the name it has in its first connection.
 
     Raises:
-        ValueError: there is no prunable parameter, or a pattern matches none.
+        ValueError: there is no prunable parameter, or a pattern matches none; a weight is computed from others.
     """
     only = [only] if isinstance(only, str) else only and list(only)
-    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude or ())
     aliases: dict[int, list[str]] = {}
     candidates = []
     for module, _, name, parameter in held(model):
@@ -84,15 +83,21 @@ def prunable(
 
     used = set()
 
-    def matches(parameter: Tensor, patterns: list[str]) -> bool:
-        hits = {p for p in patterns for n in aliases[id(parameter)] if fnmatchcase(n, p) or fnmatchcase(n, f"{p}.*")}
+    def matches(names: list[str], patterns: list[str]) -> bool:
+        hits = {p for p in patterns for n in names if fnmatchcase(n, p) or fnmatchcase(n, f"{p}.*")}
         used.update(hits)
         return bool(hits)
 
+    for name, module in model.named_modules():
+        normed = parametrize.is_parametrized(module) or any(n.endswith("_g") for n in module._parameters)
+        if isinstance(module, CONNECTIONS) and normed and (only is None or matches([name], only)):
+            if not matches([name], exclude):
+                raise ValueError(f"{name!r} computes its weight (weight_norm, parametrize): undo that, or exclude it.")
     found = {}
     for foreign, name, parameter in candidates:
-        if name_of[id(parameter)] == name and (matches(parameter, only) if only is not None else not foreign):
-            if not matches(parameter, exclude):
+        names = aliases[id(parameter)]
+        if name_of[id(parameter)] == name and (matches(names, only) if only is not None else not foreign):
+            if not matches(names, exclude):
                 found[name] = parameter
     if unused := [p for p in [*(only or ()), *exclude] if p not in used]:
         raise ValueError(
@@ -134,8 +139,8 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """Copy a model; what `torch.nn.utils.prune` masks becomes a plain parameter with its zeros."""
-    # A masked weight is computed, and deepcopy refuses computed tensors: hand it their values.
-    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    # A masked weight is computed, like a state kept between batches, and deepcopy refuses what is: hand it the values.
+    computed = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, Tensor) and not t.is_leaf]
     twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     for module, attribute, _, _ in list(held(twin)):
         if f"{attribute}_mask" in module._buffers:
@@ -183,30 +188,35 @@ class Trial(NamedTuple):
     loss: Loss
 
     def output(self) -> Any:
+        if isinstance(self.x, Tensor) and self.x.dim() and not len(self.x):
+            raise ValueError(f"The scoring batch {shape_of(self.x)} is empty.")
         try:
             return self.model(self.x)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise ValueError(f"The network refuses the scoring batch {_shape(self.x)}: {error}") from error
+        except Exception as error:
+            raise ValueError(f"The network refuses the scoring batch {shape_of(self.x)}: {error}") from error
 
     def loss_of(self, output: Any, y: Any) -> Tensor:
         try:
             value = self.loss(output, y)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        except Exception as error:
             raise ValueError(
-                f"The loss refuses the output {_shape(output)} with the labels {_shape(y)}: {error} "
+                f"The loss refuses the output {shape_of(output)} with the labels {shape_of(y)}: {error} "
                 "(give your own as loss=lambda output, y: ...)."
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError(f"The loss of a batch is one number, not {_shape(value)}: take its mean.")
+            raise ValueError(f"The loss of a batch is one number, not {shape_of(value)}: take its mean.")
         if not torch.isfinite(value).all():
             raise ValueError(f"The loss of the scoring batch is {value.item()}: no connection can be scored.")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise ValueError("The loss has no gradient: it or the network is detached, under no_grad, or only counts.")
         return value.squeeze()
 
     def value(self) -> Tensor:
         return self.loss_of(self.output(), self.y)
 
 
-def _shape(value: Any) -> str:
+def shape_of(value: Any) -> str:
+    """Describe a batch in an error."""
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"({type(value).__name__})"
 
 
@@ -226,9 +236,12 @@ def trial(
 ) -> Iterator[Trial]:
     """Set one scoring up: these keywords are the `scoring` of every criterion.
 
-    `loss(model(x), y)` is a scalar; `biases`, `only`, `exclude` as in `prunable`; `bn` as in
-    `scoring_copy`; `mask` is the c at which the scores are taken (None: all ones).
+    `x` and `y` are tensors, or tuples and dicts of them; `loss(model(x), y)` is a scalar; `biases`, `only`, `exclude`
+    as in `prunable`; `bn` as in `scoring_copy`; `mask` is the c at which the scores are taken (None: all ones).
     """
+    for _, _, name, p in held(model):
+        if p.is_meta or p.is_complex():
+            raise ValueError(f"{name} is {'on the meta device' if p.is_meta else 'complex'}: it cannot be scored.")
     with exact_arithmetic(model):
         twin = scoring_copy(model, dtype=dtype, bn=bn)
         masked = prunable(twin, biases=biases, only=only, exclude=exclude)
@@ -239,15 +252,18 @@ def trial(
                 if mask is not None:
                     p.mul_(mask[name])
         device = next(iter(masked.values())).device
-        yield Trial(twin, weights, masked, _placed(x, device, dtype), _placed(y, device, dtype), loss)
+        yield Trial(twin, weights, masked, placed(x, device, dtype), placed(y, device, dtype), loss)
 
 
-def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Move a tensor to the network; real numbers take its dtype, class and token numbers keep theirs."""
-    if not isinstance(value, Tensor):
-        return value
-    value = value.clone() if value.is_inference() else value  # made in inference mode: no use for gradients
-    return value.to(device, dtype if value.is_floating_point() else None)
+def each_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Change a tensor, or each of those in tuples and dicts; a packed sequence stays as it is."""
+    return tree_map_only(Tensor, change, value, is_leaf=lambda v: isinstance(v, PackedSequence))
+
+
+def placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Copy a batch to the network; real numbers take its dtype, class and token numbers keep theirs."""
+    # A copy, for a network may change its input in place, and one made in inference mode is of no use for gradients.
+    return each_tensor(lambda t: t.detach().clone().to(device, dtype if t.is_floating_point() else None), value)
 
 
 def connection_gradients(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
@@ -286,17 +302,22 @@ def loss_changes(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
         changes = {}
         for name, w in t.masked.items():
             index = torch.arange(w.numel(), device=w.device)
+            places = [n for _, _, n, p in held(t.model) if p is w]  # not by tie_weights: it mistakes a shared module
 
-            def loss_without(j: Tensor, name=name, w=w, index=index) -> Tensor:
+            def loss_without(j: Tensor, places=places, w=w, index=index) -> Tensor:
                 removed = torch.where(index == j, 0, w.flatten()).view_as(w)  # j = -1 removes nothing
-                return t.loss(torch.func.functional_call(t.model, {name: removed}, (t.x,)), t.y)
+                replaced = dict.fromkeys(places, removed)
+                return t.loss(torch.func.functional_call(t.model, replaced, (t.x,), tie_weights=False), t.y)
 
             js = torch.cat([index.new_tensor([-1]), index])
             if any(isinstance(module, nn.RNNBase) for module in t.model.modules()):  # vmap has no rule for these
                 losses = torch.stack([loss_without(j) for j in js])
             else:
                 at_once = min(256, max(1, 2**22 // w.numel()))  # copies of w, at most about 32 MB of float64
-                losses = torch.vmap(loss_without, randomness="same", chunk_size=at_once)(js)
+                try:
+                    losses = torch.vmap(loss_without, randomness="same", chunk_size=at_once)(js)
+                except RuntimeError as error:
+                    raise ValueError(f"Connections of this network cannot be removed in batches: {error}") from error
             changes[name] = (losses[0] - losses[1:]).view_as(w)
         return changes
 
@@ -332,7 +353,7 @@ def grasp(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
     the highest; this is -S, signed, and as for every criterion the highest stay. H and g are those of the
     loss in the prunable parameters; the authors divide the logits by 200, which is a `loss` you can give.
     """
-    with trial(model, x, y, **scoring) as t, _without_cudnn():
+    with trial(model, x, y, **scoring) as t, _second_derivatives():
         leaves = list(t.masked.values())
         options = {"allow_unused": True, "materialize_grads": True}
         grads = torch.autograd.grad(t.value(), leaves, create_graph=True, **options)
@@ -349,14 +370,15 @@ def synflow(model: nn.Module, x: Any, y: Any = None, **scoring) -> Scores:
     numbers are kept). Always float64: R overflows float32 in deep networks. This is one of the 100
     iterations that `prune(..., method="synflow")` makes.
     """
-    with trial(model, x[:1], None, **scoring | {"bn": "fresh", "dtype": torch.float64}) as t:
+    scoring |= {"bn": "fresh", "dtype": torch.float64}
+    with trial(model, each_tensor(lambda v: v[:1], x), None, **scoring) as t:
         with torch.no_grad():
             for p in t.model.parameters():
                 p.abs_()
-        t = t._replace(x=torch.ones_like(t.x) if t.x.is_floating_point() else t.x)
-        flow = t.output().sum()
+        t = t._replace(x=each_tensor(lambda v: torch.ones_like(v) if v.is_floating_point() else v, t.x))
+        flow = sum(v.sum() for v in tree_leaves(t.output()))
         if not torch.isfinite(flow):
-            raise ValueError(f"The synaptic flow is {flow.item()}, even in float64: the network is too deep for it.")
+            raise ValueError(f"The synaptic flow is {flow.item()} in float64: too deep, or a weight is not finite.")
         grads = torch.autograd.grad(flow, list(t.masked.values()), allow_unused=True, materialize_grads=True)
         return {name: (w.abs() * grad).detach() for (name, w), grad in zip(t.weights.items(), grads, strict=True)}
 
@@ -367,23 +389,16 @@ def obd(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
     By automatic differentiation, one row of the Hessian for each connection: for small networks. At a
     minimum it is non-negative; at initialisation it is signed, and the highest stay.
     """
-    with trial(model, x, y, **scoring) as t, _without_cudnn():
+    with trial(model, x, y, **scoring) as t, _second_derivatives():
+        options = {"allow_unused": True, "materialize_grads": True}
         value, scores = t.value(), {}
         for name, p in t.masked.items():
-            (grad,) = torch.autograd.grad(value, p, create_graph=True, allow_unused=True, materialize_grads=True)
+            (grad,) = torch.autograd.grad(value, p, create_graph=True, **options)
             diagonal = torch.zeros_like(p).flatten()
             if grad.requires_grad:
                 for js in torch.arange(p.numel(), device=p.device).split(max(1, 2**22 // p.numel())):
                     units = F.one_hot(js, p.numel()).to(p).view(-1, *p.shape)
-                    (rows,) = torch.autograd.grad(
-                        grad,
-                        p,
-                        units,
-                        retain_graph=True,
-                        is_grads_batched=True,
-                        allow_unused=True,
-                        materialize_grads=True,
-                    )
+                    (rows,) = torch.autograd.grad(grad, p, units, retain_graph=True, is_grads_batched=True, **options)
                     diagonal[js] = rows.flatten(1).gather(1, js[:, None]).squeeze(1)
             scores[name] = diagonal.view_as(p) * t.weights[name] ** 2 / 2
         return {name: s.detach() for name, s in scores.items()}
@@ -408,12 +423,15 @@ def obd_fisher(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
 
 
 @contextlib.contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """Use PyTorch's own recurrent kernels: those of cuDNN have no second derivative."""
+def _second_derivatives() -> Iterator[None]:
+    """Use kernels that have second derivatives: cuDNN's recurrent ones and fused attention have none."""
     before = torch.backends.cudnn.enabled
     try:
         torch.backends.cudnn.enabled = False
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as error:
+        raise ValueError(f"This criterion takes second derivatives, and this network's failed: {error}") from error
     finally:
         torch.backends.cudnn.enabled = before
 

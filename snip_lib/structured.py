@@ -11,9 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .masks import Mask, apply_mask, keep_top, mask_of, n_kept
-from .saliency import CONNECTIONS, NORMS, connection_gradients, held, plain_copy, prunable
+from .saliency import (
+    CONNECTIONS,
+    NORMS,
+    connection_gradients,
+    each_tensor,
+    held,
+    placed,
+    plain_copy,
+    prunable,
+    shape_of,
+)
 
 Places = tuple[Tensor, Tensor]  # rows or columns of a weight, and the unit that each of them belongs to
 
@@ -58,6 +69,7 @@ def units_of(
     return found
 
 
+@torch.inference_mode(False)  # the graph is that of the gradients
 def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tuple], str]:
     """Follow an example through a copy: (copy, its graph, {layer: (units, group)}, the first layer's weight)."""
     try:
@@ -66,21 +78,21 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
         raise ImportError(
             'Structured pruning needs Torch-Pruning to follow a network: pip install "torch-pruning>=1.6".'
         ) from error
-    twin = plain_copy(model).eval().requires_grad_(True)  # the graph is that of the gradients
+    twin = plain_copy(model).eval().requires_grad_(True)
     name_of = {module: name for name, module in twin.named_modules()}
     like = next(twin.parameters())
-    x = x[:1].detach().clone().to(like.device, like.dtype if x.is_floating_point() else None)
+    x = placed(each_tensor(lambda t: t[:1], x), like.device, like.dtype)
     calls: list[nn.Module] = []
     layers = [module for module in twin.modules() if isinstance(module, CONNECTIONS)]
     hooks = [module.register_forward_hook(lambda module, *_: calls.append(module)) for module in layers]
     try:
         with torch.no_grad():
             twin(x)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"The network refuses an example of shape {list(x.shape)}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"The network refuses an example {shape_of(x)}: {error}") from error
     for hook in hooks:
         hook.remove()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(twin, (x,), verbose=False)
     known, groups = prunable(twin), {}
     for group in graph.get_all_groups(root_module_types=LAYERS):
@@ -207,6 +219,7 @@ def mask_of_units(
 # --- making it small -------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)  # else its parameters could not be trained
 def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     """Return a smaller copy that computes what `model` under `mask` does (None: the mask it holds).
 
@@ -221,9 +234,11 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     mask = mask_of(model) if mask is None else mask
     twin, graph, groups, _ = _follow(apply_mask(plain_copy(model), mask), x)
     like = next(twin.parameters())
-    x = x.detach().to(like.device, like.dtype if x.is_floating_point() else None)
+    x = placed(x, like.device, like.dtype)
     with torch.no_grad():
-        before = torch.utils._pytree.tree_leaves(twin(x))
+        before = tree_leaves(twin(x))
+    if not all(len(t) and torch.isfinite(t).all() for t in before):
+        raise ValueError(f"For the example {shape_of(x)} the network has no output, or one that is not finite.")
     for name, kept in read_under({name: units for name, (units, _) in groups.items()}, mask).items():
         if not kept.any():
             kept[0] = True
@@ -235,7 +250,7 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
         p.requires_grad_(trained[name])
     try:
         with torch.no_grad():
-            after = torch.utils._pytree.tree_leaves(twin(x))
+            after = tree_leaves(twin(x))
         same = all(
             a.shape == b.shape and bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
             for a, b in zip(before, after, strict=True)

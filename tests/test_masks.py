@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -309,13 +310,54 @@ def test_a_mask_of_another_network_is_refused_with_a_sentence():
         ({}, "empty"),
         ({"fc.weight": mask["0.weight"]}, "another network: Sequential has no fc.weight"),
         ({"0.weight": mask["0.weight"].T}, r"mask of 0.weight is \[6, 5\], the parameter \[5, 6\]"),
-        ({"0.weight": mask["0.weight"].float()}, "not torch.bool"),
+        ({"0.weight": mask["0.weight"].float()}, "0.weight is torch.float32, not torch.bool"),
+        ({"0.weight": mask["0.weight"].numpy()}, "0.weight is ndarray, not torch.bool"),
+        (mask | {"2.bias": None}, "2.bias is NoneType, not torch.bool"),
+        (None, "mask is NoneType"),
+        (list(mask), "mask is list"),
     ):
         with pytest.raises(ValueError, match=words):
             snip.apply_mask(model, bad)
     assert same(model.state_dict(), before)
     with pytest.raises(ValueError, match="has no mask"):
         snip.mask_of(model)
+
+
+def test_what_is_no_mask_is_neither_saved_nor_shuffled_nor_read(tmp_path):
+    path, mask = tmp_path / "mask.safetensors", some_mask(small_net())
+    for bad, words in (
+        ({}, "empty"),
+        ({n: k.float() for n, k in mask.items()}, "not torch.bool"),
+        ([1], "mask is list"),
+    ):
+        for use in (snip.sparsity_of, densities, lambda m: snip.save_mask(m, path)):
+            with pytest.raises(ValueError, match=words):
+                use(bad)
+        with pytest.raises(ValueError, match=words):
+            snip.shuffle_within_layers(bad, torch.Generator())
+    assert not path.exists()
+    safetensors.torch.save_file(mask, path)  # without what save_mask says of it
+    with pytest.raises(ValueError, match="no mask that save_mask wrote"):
+        snip.load_mask(path)
+    with pytest.raises(ValueError, match="density of b is a fraction in .* not None"):
+        snip.random_at_densities({"a": 0.5}, {"a": (2,), "b": (3,)}, torch.Generator())
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # as with every weight that torch prunes
+def test_a_masked_model_can_be_exported():
+    model, x = small_net().eval(), torch.randn(3, 6)
+    snip.apply_mask(model, some_mask(model))
+    assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
+    copy.deepcopy(model)
+
+
+def test_a_mask_that_is_applied_in_inference_mode_can_be_trained_with():
+    model = small_net()
+    mask = some_mask(model)
+    with torch.inference_mode():
+        snip.apply_mask(model, {name: kept.clone() for name, kept in mask.items()})
+    model(torch.randn(3, 6)).sum().backward()
+    assert (model[0].weight_orig.grad[~mask["0.weight"]] == 0).all() and model[0].weight_orig.grad.any()
 
 
 def test_masks_go_by_name_not_by_position():

@@ -289,6 +289,75 @@ def test_exact_works_on_recurrent_networks():
     assert changes["rnn.weight_hh_l0"][2, 3].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+def test_a_module_that_is_used_twice_is_removed_in_both_its_places():
+    torch.manual_seed(0)
+    twice, tied = nn.Linear(6, 6), nn.Linear(6, 6)
+    tied.weight = twice.weight
+    model = nn.Sequential(twice, nn.Tanh(), twice, nn.Tanh(), tied, nn.Linear(6, 3)).double()
+    x, y = batch()
+    changes = loss_changes(model, x, y, **F64)
+    with torch.no_grad():
+        whole = F.cross_entropy(model(x), y)
+        for j in range(36):
+            value = twice.weight.view(-1)[j].item()
+            twice.weight.view(-1)[j] = 0
+            expected = (whole - F.cross_entropy(model(x), y)).item()
+            twice.weight.view(-1)[j] = value
+            assert changes["0.weight"].flatten()[j].item() == pytest.approx(expected, abs=1e-12)
+    assert list(changes) == ["0.weight", "5.weight", "0.bias", "4.bias", "5.bias"]
+
+
+class Bag(nn.Module):
+    """An input that is a dict or a tuple, and so is the output."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.net, self.key = mlp(), "a" if kind is dict else 0
+
+    def forward(self, x):
+        return {self.key: self.net(x[self.key])} if self.key == "a" else (self.net(x[0]), x[1])
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+@pytest.mark.parametrize("method", [m for m in CRITERIA if m != "obd_fisher"])
+def test_batches_may_be_tuples_and_dicts(method, kind):
+    model, (x, y) = Bag(kind), batch()
+    loss = lambda out, y: F.cross_entropy(out[model.key], y[model.key])  # noqa: E731
+    pack = (lambda t: {"a": t}) if kind is dict else (lambda t: (t, torch.zeros(1, dtype=torch.float32)))
+    expected = CRITERIA[method](model.net, x.float(), y, **F64)
+    scores = CRITERIA[method](model, pack(x.float()), pack(y), loss=loss, **F64)  # its tensors follow the dtype
+    if method == "synflow" and kind is tuple:  # one more output, and no weight touches it
+        assert all(torch.allclose(scores[f"net.{n}"], s) for n, s in expected.items())
+    else:
+        assert all(torch.equal(scores[f"net.{n}"], s) for n, s in expected.items())
+
+
+def test_examples_that_come_one_by_one_are_those_of_one_tensor():
+    model, (x, y) = Bag(dict), batch()
+    with pytest.raises(ValueError, match="obd_fisher takes examples one by one: x is a tensor"):
+        snip.prune(model, {"a": x}, y, sparsity=0.5, method="obd_fisher")
+
+
+def test_a_network_may_change_its_input_in_place_and_keep_a_state():
+    class Stateful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.states = mlp(), ()
+
+        def forward(self, x):
+            hidden = self.net[0](x.mul_(2))
+            self.states = (hidden, [hidden])
+            return self.net[1:](hidden)
+
+    model, (x, y) = Stateful(), batch()
+    before = x.clone()
+    expected = connection_gradients(mlp(), 2 * x, y, **F64)
+    for _ in range(2):
+        g = connection_gradients(model, x, y, **F64)
+        assert torch.equal(x, before) and all(torch.equal(g[f"net.{n}"], e) for n, e in expected.items())
+        model(x.clone())  # leaves a state that is computed, and that deepcopy would refuse
+
+
 def test_magnitude_is_the_absolute_weight_and_needs_no_data():
     model = mlp()
     scores = CRITERIA["magnitude"](model, **F64)
@@ -366,6 +435,52 @@ def test_obd_is_the_diagonal_of_the_full_hessian(network):
         hessian = torch.autograd.functional.hessian(lambda value, name=name: loss(name, value), p)
         diagonal = hessian.reshape(p.numel(), p.numel()).diagonal()
         assert torch.allclose(scores[name].flatten(), diagonal * p.flatten() ** 2 / 2, rtol=1e-8, atol=1e-14)
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.layer(x.view(-1, 3, 2).repeat(1, 1, 2)).mean(1))
+
+
+def test_attention_has_second_derivatives():
+    model, (x, y) = Attentive().train(), batch()
+    name, h = "layer.self_attn.in_proj_weight", 1e-4
+    half = CRITERIA["obd"](model, x, y, only=name, biases=False, **F64)[name]
+    flow = CRITERIA["grasp"](model, x, y, only=name, biases=False, **F64)[name]
+    p = dict(model.named_parameters())[name]
+
+    def at(j, change):
+        with torch.no_grad():
+            value = p.view(-1)[j].item()
+            p.view(-1)[j] += change
+        loss = F.cross_entropy(model(x), y)
+        (g,) = torch.autograd.grad(loss, p)
+        with torch.no_grad():
+            p.view(-1)[j] = value
+        return g, value
+
+    for j in (0, 13, 37):
+        (up, value), (down, _) = at(j, h), at(j, -h)
+        row = (up - down) / (2 * h)  # the row of the Hessian
+        assert half.view(-1)[j].item() == pytest.approx((row.view(-1)[j] * value**2 / 2).item(), rel=1e-5, abs=1e-10)
+        g, _ = at(j, 0)
+        assert flow.view(-1)[j].item() == pytest.approx((value * (row * g).sum()).item(), rel=1e-5, abs=1e-10)
+
+
+@pytest.mark.parametrize("method", ["grasp", "obd"])
+def test_a_network_without_second_derivatives_is_refused(method):
+    model, (x, y) = mlp(), batch()
+    model[1] = nn.Hardsigmoid()
+    enabled = torch.backends.cudnn.enabled
+    with pytest.raises(ValueError, match="takes second derivatives, and this network's failed: .*hardsigmoid"):
+        CRITERIA[method](model, x, y, **F64)
+    assert torch.backends.cudnn.enabled == enabled and torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_obd_fisher_is_the_mean_square_of_gradients_by_example():
@@ -536,7 +651,53 @@ def test_a_half_precision_model_is_scored_in_float32():
     assert all(torch.equal(g[n], e) for n, e in connection_gradients(model, x, y).items())
 
 
+@pytest.mark.parametrize("method", CRITERIA)
+@pytest.mark.parametrize(
+    "model, words",
+    [
+        (lambda: mlp().to("meta"), "0.weight is on the meta device"),
+        (lambda: nn.Sequential(nn.Linear(6, 3, dtype=torch.complex64)), "0.weight is complex"),
+        (lambda: nn.utils.parametrizations.weight_norm(mlp()[0]), "computes its weight"),
+        (lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(mlp()[0])), "'0' computes its weight"),
+    ],
+)
+def test_weights_that_have_no_score_are_refused(method, model, words):
+    with pytest.raises(ValueError, match=words):
+        CRITERIA[method](model(), *batch())
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match="is a torch.nn.Module, not dict"):
+        CRITERIA["snip"]({}, *batch())
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "obd", "obd_fisher"])
+@pytest.mark.parametrize("loss", [lambda out, y: F.cross_entropy(out.detach(), y), lambda out, y: torch.tensor(1.0)])
+def test_a_loss_that_is_cut_off_is_refused(method, loss):
+    with pytest.raises(ValueError, match="The loss has no gradient"):
+        CRITERIA[method](mlp(), *batch(), loss=loss, **F64)
+
+
+@pytest.mark.parametrize("method", [m for m in CRITERIA if m not in ("magnitude", "random")])
+def test_an_empty_batch_is_refused(method):
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"scoring batch of shape \[0, 6\] is empty"):
+        CRITERIA[method](mlp(), x[:0], y[:0], **F64)
+
+
 # --- which parameters
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_is_refused_unless_it_is_left_out(norm):
+    model = mlp()
+    norm(model[2])
+    for choice in ({}, {"only": "2"}, {"only": ["0", "2"]}, {"exclude": "0"}):
+        with pytest.raises(ValueError, match="'2' computes its weight .* exclude it"):
+            prunable(model, **choice)
+    for choice in ({"exclude": "2"}, {"only": ["0", "4"]}):
+        assert list(prunable(model, biases=False, **choice)) == ["0.weight", "4.weight"]
 
 
 def test_weights_come_before_biases_each_in_module_order():

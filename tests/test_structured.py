@@ -482,3 +482,19 @@ def test_a_mask_or_example_that_does_not_fit_is_refused():
         shrink(model, None, x)
     with pytest.raises(ValueError, match="refuses an example"):
         shrink(model, mask, x[..., :9])
+    with pytest.raises(ValueError, match=r"refuses an example \(ndarray\)"):
+        shrink(model, mask, x.numpy())
+    for bad in (x[:0], x * float("nan")):
+        with pytest.raises(ValueError, match="has no output, or one that is not finite"):
+            shrink(model, mask, bad)
+
+
+def test_units_are_found_and_removed_in_inference_mode():
+    model, x, y = build("lenet5")
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True)
+    with torch.inference_mode():
+        again = snip.prune(model, x.clone(), y, sparsity=0.5, structured=True)
+        small = shrink(model, mask, x.clone())
+    assert all(torch.equal(again[n], k) for n, k in mask.items())
+    small(x).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
