@@ -37,18 +37,20 @@ def pgd(
     Euclidean length of the change. The first of the `restarts` begins at `x`, the others at random points of that
     ball, drawn from a CPU `generator` (None: one seeded with 0). Steps of 2.5 eps / steps go up the lead of the
     best wrong class over `y`: the gradient of cross-entropy would vanish where the network is sure of itself. An
-    image that no step turns comes back as it was, and so does the model.
+    image that no step turns comes back as it was, and so does the model. `y` are the class numbers, [B].
 
     Raises:
-        ValueError: a norm that is neither; pixels outside of [0, 1].
+        ValueError: a norm that is neither; a radius below 0, no step or no restart; pixels outside of [0, 1]; `y` that
+            is not one class number for each image.
     """
     if norm not in ("linf", "l2"):
         raise ValueError(f'norm is "linf" or "l2", not {norm!r}.')
-    if x.min() < 0 or x.max() > 1:
-        raise ValueError("Attacks are in pixel units: x lies in [0, 1], and the normalisation belongs to the model.")
+    if not (eps >= 0 and steps >= 1 and restarts >= 1):
+        raise ValueError(f"eps is 0 or more, steps and restarts 1 or more, not {eps}, {steps} and {restarts}.")
+    _check(x, y)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     found, held = x.clone(), torch.arange(len(x), device=x.device)  # held: which images no step has turned yet
-    with _evaluated(model):
+    with torch.enable_grad(), _evaluated(model):
         for restart in range(restarts if eps > 0 else 0):
             start = x
             if restart:
@@ -71,6 +73,14 @@ def pgd(
                     moved = near + 2.5 * eps / steps * up
                     near = (x[held] + _shorten(moved - x[held], eps, norm)).clamp(0, 1)  # only brings it closer to x
     return found
+
+
+def _check(x: Tensor, y: Tensor) -> None:
+    """Refuse what is no batch of images in pixel units with their classes."""
+    if not ((x >= 0) & (x <= 1)).all():  # nan is neither
+        raise ValueError("Attacks are in pixel units: x lies in [0, 1], and the normalisation belongs to the model.")
+    if y.shape != x.shape[:1] or y.dtype != torch.long or (y < 0).any():
+        raise ValueError(f"y is one class number of type int64 for each of the {len(x)} images.")
 
 
 @contextlib.contextmanager
@@ -105,8 +115,9 @@ def attack_success(
 
     Images that are wrong already do not count; ``.attrs["right"]`` is how many are right. What a smaller radius
     turns is turned at a larger one, so the share cannot fall; where every image may become any other it
-    reaches 100 %, unless the gradients mislead the attack: look there first. `attack`: as in `pgd`.
+    reaches 100 %, unless the gradients mislead the attack: look there first. `attack` and errors: as in `pgd`.
     """
+    _check(x, y)
     radii, right = sorted(eps), 0
     turned = dict.fromkeys(radii, 0)
     for a, b in zip(x.split(chunk), y.split(chunk), strict=True):

@@ -122,12 +122,37 @@ def test_the_model_stays_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "change, words", [({"norm": "l1"}, 'norm is "linf" or "l2"'), ({"x": 3 * images()}, "pixel units")]
+    "change, words",
+    [
+        ({"norm": "l1"}, 'norm is "linf" or "l2"'),
+        ({"x": 3 * images()}, "pixel units"),
+        ({"x": images() * float("nan")}, "pixel units"),
+        ({"eps": -0.1}, "eps is 0 or more"),
+        ({"eps": float("nan")}, "eps is 0 or more"),
+        ({"steps": 0}, "steps and restarts 1 or more"),
+        ({"restarts": 0}, "steps and restarts 1 or more"),
+        ({"y": torch.zeros(59, dtype=torch.long)}, "one class number of type int64 for each of the 60 images"),
+        ({"y": torch.zeros(60)}, "of type int64"),
+        ({"y": torch.full((60,), -1)}, "one class number"),
+    ],
 )
 def test_bad_input_gets_a_sentence(change, words):
     arguments = {"x": images(), "y": torch.zeros(60, dtype=torch.long), "eps": 0.1} | change
     with pytest.raises(ValueError, match=words):
         pgd(linear(), **arguments)
+    if not {"eps", "restarts", "steps"} & set(change):
+        with pytest.raises(ValueError, match=words):
+            attack_success(linear(), **arguments | {"eps": [0.1]})
+
+
+def test_attacks_need_gradients_and_turn_them_on():
+    model, x = linear(), images(20)
+    y = model(x).argmax(1)
+    expected = pgd(model, x, y, eps=0.3, steps=3)
+    assert not torch.equal(expected, x)
+    with torch.no_grad():
+        assert torch.equal(pgd(model, x, y, eps=0.3, steps=3), expected)
+        assert not torch.is_grad_enabled()
 
 
 def test_a_row_has_the_accuracy_of_the_same_number_of_images_of_each_class(monkeypatch):
