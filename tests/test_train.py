@@ -353,7 +353,7 @@ def test_a_structured_row_is_about_a_network_that_was_really_made_smaller(fields
     places = {"conv1.weight": 24 * 24, "conv2.weight": 8 * 8}
     left = sum(places.get(name, 1) * k for name, k in outcome["kept"].items() if name.endswith("weight"))
     assert outcome["multiply_adds_left"] == pytest.approx(100 * left / whole, rel=1e-3)
-    assert 0 < outcome["seconds_left"] and outcome["whole_seconds"] > 0
+    assert 0 < outcome["seconds_left"] < 100 and outcome["whole_seconds"] > 0
     dense = dataclasses.replace(run, sparsity=0.0, steps=1)
     assert "parameters_left" not in train.train(dense)
 
