@@ -409,16 +409,16 @@ def obd_fisher(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
 
     It equals the Hessian's expectation where the network's probabilities are right (Theis et al., 2018), and
     is an approximation elsewhere: hence the name of its own. Non-negative; one backward pass for each example
-    of the batch, whose first dimension must be that of `x`, of the output and of `y`.
+    of the batch, which are the first dimension of the output and of `y`.
     """
     with trial(model, x, y, **scoring) as t:
         output, leaves = t.output(), list(t.masked.values())
         fisher = {name: torch.zeros_like(w) for name, w in t.weights.items()}
-        for b in range(len(t.x)):
+        for b in range(len(output)):
             value = t.loss_of(output[b : b + 1], t.y[b : b + 1])
             grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
             for f, grad in zip(fisher.values(), grads, strict=True):
-                f += grad**2 / len(t.x)
+                f += grad**2 / len(output)
         return {name: f * t.weights[name] ** 2 / 2 for name, f in fisher.items()}
 
 
