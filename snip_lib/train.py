@@ -319,7 +319,8 @@ def begin(run, data: Data, checkpoint: Path | None = None, dtype: torch.dtype = 
     beginning = [p.detach().clone() for p in prunable(model).values()] if run.rewind else []
     optimizer = make_optimizer(run, model)
     if resumed:
-        mask, progress = load_checkpoint(checkpoint, model, optimizer)
+        mask, found = load_checkpoint(checkpoint, model, optimizer)
+        progress |= found  # an older version of the library may have noted less
     masked = _apply(mask, prunable(model), optimizer)
     loss_sum = torch.tensor(progress["loss_sum"], dtype=torch.float64, device=device)
     data = dataclasses.replace(data, **{x: getattr(data, x).to(dtype) for x in ("x_train", "x_val", "x_test")})

@@ -92,6 +92,17 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(model, optimizer, tmp_pa
     }
 
 
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
+    """A version that did not time the scoring wrote no `scoring_seconds`."""
+    run, path = dataclasses.replace(SMALL, steps=200), tmp_path / "run.safetensors"
+    deadline = _Clock(100)
+    assert train.train(run, checkpoint=path, deadline=deadline, tick=deadline.tick) is None
+    progress = train.read_progress(path)
+    del progress["scoring_seconds"]
+    train.write_checkpoint(path, load_file(path), progress)
+    assert train.train(run, checkpoint=path)["scoring_seconds"] == 0
+
+
 class _Clock(float):
     """A deadline that comes when training reports a certain step."""
 
