@@ -53,6 +53,7 @@ from .structured import measure, shrink
 CHECKPOINT_S = 45.0  # a killed run loses at most about this much work
 DIVERGED_ERROR = 80.0  # percent of the validation set: no better than two classes of ten
 LOOK_EVERY = 100  # steps: looking at a number makes a GPU wait
+CLOCK_S = 5.0  # where LOOK_EVERY steps take longer, the clock is read in between
 PRECISIONS = ("float32", "bf16")  # "bf16": forward and backward pass in autocast; weights and updates stay float32
 
 
@@ -336,8 +337,9 @@ def drive(t, advance, look, save, deadline: float, tick: Callable[[int], None]) 
 
     A look is at every point of the curve and every `LOOK_EVERY` steps, for it makes a GPU wait. The
     examples of the steps up to the next look are drawn before this one, while a GPU is still at work.
+    The clock is read more often where steps are slow: it decides when to save and stop, and nothing else.
     """
-    saved, steps = time.perf_counter(), t.run.steps
+    saved, steps, pace = time.perf_counter(), t.run.steps, 1
     looks = sorted({*curve_points(steps), *range(LOOK_EVERY, steps, LOOK_EVERY)})
 
     def table() -> Tensor:
@@ -347,11 +349,15 @@ def drive(t, advance, look, save, deadline: float, tick: Callable[[int], None]) 
 
     ahead = table()
     while len(ahead) and not t.over:
-        advance(t, ahead)
-        step, ahead = t.progress["step"], table()
+        now, ahead, began = ahead[:pace], ahead[pace:], time.perf_counter()
+        advance(t, now)
+        step, taken = t.progress["step"], (time.perf_counter() - began) / len(now)
+        pace = min(LOOK_EVERY, max(1, int(CLOCK_S / taken)))
+        if not len(ahead):
+            ahead = table()
+            look(t)
         tick(step)
-        look(t)
-        if step % LOOK_EVERY == 0 and step < steps:
+        if step < steps:
             stop = time.time() > deadline
             if stop or time.perf_counter() - saved > CHECKPOINT_S:
                 save(t)

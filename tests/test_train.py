@@ -92,6 +92,21 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(model, optimizer, tmp_pa
     }
 
 
+def test_where_steps_are_slow_a_run_stops_between_two_looks_and_ends_with_the_same_bits(tmp_path, monkeypatch):
+    run, path = dataclasses.replace(SMALL, steps=200), tmp_path / "run.safetensors"
+    (tmp_path / "whole").mkdir()
+    _, expected = weights_after(run, tmp_path / "whole")
+    with monkeypatch.context() as slow:
+        slow.setattr(train, "CLOCK_S", 0.0)
+        for stop in (1, 37, 137):
+            deadline = _Clock(stop)
+            assert train.train(run, checkpoint=path, deadline=deadline, tick=deadline.tick) is None
+            assert train.read_progress(path)["step"] == stop
+    (tmp_path / f"{run.key}.safetensors").write_bytes(path.read_bytes())
+    _, tensors = weights_after(run, tmp_path)
+    assert all(torch.equal(tensors[name], t) for name, t in expected.items())
+
+
 def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
     """A version that did not time the scoring wrote no `scoring_seconds`."""
     run, path = dataclasses.replace(SMALL, steps=200), tmp_path / "run.safetensors"
