@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, sweep
-from .tables import Cell, Table, cell, difference, digits, estimate, interval, paired, settled, table
+from .tables import Cell, Table, cell, difference, digits, estimate, interval, is_cut_off, paired, settled, table
 from .tables import cost_table as cost_table  # chapters ask `claims` for their tables
 from .tables import error_table as error_table
 from .tables import group_table as group_table
@@ -332,7 +332,7 @@ def disconnects(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Te
 
     words, table_of_two = [], []
     for rows in (ours, theirs):
-        cut = sum(row.effective_sparsity == 1 or _empty_layer(row.kept) for row in rows.itertuples())
+        cut = int(is_cut_off(rows).sum())
         if len(rows):
             ends = stats.binomtest(cut, len(rows)).proportion_ci(0.95)
             words.append(f"{cut} of {len(rows)} [{digits(100 * ends.low, 1)}, {digits(100 * ends.high, 1)}] %")
@@ -342,10 +342,6 @@ def disconnects(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Te
     n = min(sum(rows["sparsity"] == float(s)) for rows in (ours, theirs) for s in line["sparsities"].split())
     said = cell(" against ".join(words), "disconnected", ours, theirs)
     return Test(n, less, never or more < SIGNIFICANCE, said)
-
-
-def _empty_layer(kept: dict[str, int]) -> bool:
-    return any(n == 0 for name, n in kept.items() if name.endswith("weight"))
 
 
 KINDS = {  # of claims: the test, what it is about, and the criterion in words

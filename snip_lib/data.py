@@ -183,7 +183,7 @@ class Data:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(name: str, folder: Path) -> tuple[Raw, Tensor]:
+def read_raw(name: str, folder: Path) -> tuple[Raw, Tensor]:
     """Return a data set and its table float32 [C, 256]: what each grey value of each channel becomes.
 
     Mean 0 and sd 1 over the full train set, per channel and before the split, as in the released code.
@@ -240,7 +240,7 @@ def load(name: str, *, seed: int | None = 0, device: torch.device | str = "cpu",
     for what, value, known in (("data set", name, DATASETS), ("pixels", pixels, PIXELS)):
         if value not in known:
             raise ValueError(f"Unknown {what} {value!r}: choose one of {', '.join(known)}.")
-    raw, table = _read(name, data_folder())
+    raw, table = read_raw(name, data_folder())
     table = PIXELS[pixels](table, int(raw.x_train.max()))
     train, val = split(len(raw.x_train), seed)
     sets = (raw.x_train[train], raw.y_train[train]), (raw.x_train[val], raw.y_train[val]), (raw.x_test, raw.y_test)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from . import train as single
-from .data import BatchOrder, Data, _read, data_folder, load, split
+from .data import BatchOrder, Data, data_folder, load, read_raw, split
 from .devices import arithmetic, fastest, free_memory
 from .models import MODELS
 from .saliency import prunable
@@ -87,7 +87,7 @@ def fitting(run, device: torch.device) -> int:
 
 def memory(run, itemsize: int = 4) -> tuple[int, int]:
     """Return the bytes that a group takes whatever its size, and those of each replica, at most."""
-    raw, _ = _read(run.dataset, data_folder())
+    raw, _ = read_raw(run.dataset, data_folder())
     n, shape = len(raw.y_train), tuple(raw.x_train.shape[1:])
     with torch.device("meta"):
         model = MODELS[run.model](shape, raw.n_classes)

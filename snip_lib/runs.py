@@ -387,6 +387,7 @@ def rows_of(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def _table(runs: Iterable[Run], rows: dict[str, dict]) -> pd.DataFrame:
+    """Return the rows of `runs`, each run once; a field that came later than a row has its default there."""
     found = [{**DEFAULTS, **rows[run.key]} for run in dict.fromkeys(runs) if run.key in rows]
     return pd.DataFrame(found, columns=None if found else ["key", *DEFAULTS, *OUTCOMES])
 

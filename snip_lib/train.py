@@ -33,10 +33,10 @@ from .data import (
     PIXELS,
     BatchOrder,
     Data,
-    _read,
     data_folder,
     generator,
     load,
+    read_raw,
     same_class_batch,
     score_batch,
 )
@@ -543,7 +543,7 @@ class InPixelUnits(nn.Module):
 
 def in_pixel_units(run, model: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
     """Return the network of `run` as one of images in pixel units, and the test set: images in [0, 1] and labels."""
-    like, (raw, table) = next(model.parameters()), _read(run.dataset, data_folder())
+    like, (raw, table) = next(model.parameters()), read_raw(run.dataset, data_folder())
     brightest = int(raw.x_train.max())
     values = PIXELS[run.pixels](table, brightest).to(like)  # [C, 256]
     x = raw.x_test.to(like) / brightest

@@ -45,9 +45,9 @@ def alone(monkeypatch):
         raise AssertionError("a test tried to reach the network")
 
     monkeypatch.setattr(socket, "create_connection", connect)
-    data._read.cache_clear()
+    data.read_raw.cache_clear()
     yield
-    data._read.cache_clear()
+    data.read_raw.cache_clear()
 
 
 def real(name):
@@ -78,7 +78,7 @@ def offer(monkeypatch):
     """Return a function that makes a `Raw` loadable as "made"."""
 
     def offer(raw):
-        data._read.cache_clear()
+        data.read_raw.cache_clear()
         monkeypatch.setitem(data.DATASETS, "made", lambda folder: raw)
         return raw
 
@@ -120,7 +120,7 @@ def test_batches_of_the_committed_rows_never_change():
 )
 def test_real_data_have_their_known_sizes_labels_and_statistics(name, n, counts, mean, sd):
     real(name)
-    raw, table = data._read(name, data.data_folder())
+    raw, table = data.read_raw(name, data.data_folder())
     side = 32 if name == "cifar10" else 28
     assert raw.x_train.shape == (n, len(mean), side, side)
     assert raw.x_test.shape == (10_000, len(mean), side, side)
@@ -132,7 +132,7 @@ def test_real_data_have_their_known_sizes_labels_and_statistics(name, n, counts,
 
 def test_real_cifar_is_torchvisions():
     real("cifar10")
-    raw, _ = data._read("cifar10", data.data_folder())
+    raw, _ = data.read_raw("cifar10", data.data_folder())
     image, label = torchvision.datasets.CIFAR10(data.data_folder(), train=False)[123]
     assert torch.equal(raw.x_test[123], torchvision.transforms.functional.pil_to_tensor(image))
     assert raw.y_test[123] == label
@@ -140,7 +140,7 @@ def test_real_cifar_is_torchvisions():
 
 def test_the_pinned_sd_is_the_exact_one_up_to_one_grey_value():
     real("mnist")
-    raw, pinned = data._read("mnist", data.data_folder())
+    raw, pinned = data.read_raw("mnist", data.data_folder())
     counts = raw.x_train.flatten().bincount(minlength=256).double()
     grey = torch.arange(256, dtype=torch.float64)
     mean = (counts * grey).sum() / counts.sum()
