@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from .masks import Mask, collapsed, keep_top, keep_top_per_layer, n_kept
 from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, prunable, shape_of
@@ -73,8 +73,6 @@ def accumulated(
     for pair in batches:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(f"batches= gives pairs (x, y), not {shape_of(pair)}.")
-        if method == "obd_fisher" and not isinstance(pair[0], Tensor):
-            raise ValueError(f"obd_fisher takes examples one by one: x is a tensor, [B, ...], not {shape_of(pair[0])}.")
         scores = criterion(model, *pair, **scoring)
         if total is None:
             total = scores

@@ -410,9 +410,17 @@ def obd_fisher(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
     It equals the Hessian's expectation where the network's probabilities are right (Theis et al., 2018), and
     is an approximation elsewhere: hence the name of its own. Non-negative; one backward pass for each example
     of the batch, which are the first dimension of the output and of `y`.
+
+    Raises:
+        ValueError: the output or `y` is no tensor, or they differ in that dimension.
     """
     with trial(model, x, y, **scoring) as t:
         output, leaves = t.output(), list(t.masked.values())
+        if not all(isinstance(part, Tensor) and part.dim() for part in (output, t.y)) or len(output) != len(t.y):
+            raise ValueError(
+                "obd_fisher takes examples one by one: the output and y are tensors with the same first dimension, "
+                f"not {shape_of(output)} and {shape_of(t.y)}."
+            )
         fisher = {name: torch.zeros_like(w) for name, w in t.weights.items()}
         for b in range(len(output)):
             value = t.loss_of(output[b : b + 1], t.y[b : b + 1])

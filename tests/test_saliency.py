@@ -332,10 +332,25 @@ def test_batches_may_be_tuples_and_dicts(method, kind):
         assert all(torch.equal(scores[f"net.{n}"], s) for n, s in expected.items())
 
 
-def test_examples_that_come_one_by_one_are_those_of_one_tensor():
+def test_examples_that_come_one_by_one_lie_in_the_first_dimension_of_output_and_labels():
     model, (x, y) = Bag(dict), batch()
-    with pytest.raises(ValueError, match="obd_fisher takes examples one by one: x is a tensor"):
-        snip.prune(model, {"a": x}, y, sparsity=0.5, method="obd_fisher")
+    loss = lambda out, y: F.cross_entropy(out if isinstance(out, torch.Tensor) else out["a"], y)  # noqa: E731
+    with pytest.raises(ValueError, match="obd_fisher takes examples one by one: the output and y are tensors"):
+        CRITERIA["obd_fisher"](model, {"a": x}, y, loss=loss, **F64)
+    with pytest.raises(ValueError, match="obd_fisher takes examples one by one"):
+        CRITERIA["obd_fisher"](mlp(), x, y[:-1], loss=lambda out, y: F.cross_entropy(out[: len(y)], y), **F64)
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model.net
+
+        def forward(self, x):
+            return self.net(x["a"])
+
+    scores = CRITERIA["obd_fisher"](Named(), {"a": x.float()}, y, **F64)  # the input may be anything
+    for name, expected in CRITERIA["obd_fisher"](model.net, x.float(), y, **F64).items():
+        assert torch.equal(scores[f"net.{name}"], expected)
 
 
 def test_a_network_may_change_its_input_in_place_and_keep_a_state():
