@@ -110,6 +110,27 @@ def test_batches_of_the_committed_rows_never_change():
     assert sha(*[order.indices(step) for step in range(60)]) == "f07a364af0c70f16"
 
 
+def test_batches_of_one_class_of_the_committed_rows_never_change():
+    loaded = load("digits")
+    assert [sha(*same_class_batch(loaded, label, 50, 0)) for label in (0, 7)] == [
+        "b1b99da7aec1d4e6",
+        "8109ff0018c1766b",
+    ]
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_moves_of_the_committed_rows_never_change(name):
+    """Which image is mirrored and moved, and how far, goes by the order of the draws."""
+    moved = AUGMENTATIONS[name](torch.arange(5 * 81.0).view(5, 1, 9, 9), generator(0, "augment", 1))
+    expected = {
+        "none": "f855b4c36b74dcc9",
+        "standard": "aee3778b5f86dbcb",
+        "code": "ff12b04e88716924",
+        "shift": "e6295b5d8edbc82e",
+    }
+    assert sha(moved) == expected[name]
+
+
 @pytest.mark.parametrize(
     ("name", "n", "counts", "mean", "sd"),
     [
@@ -180,6 +201,13 @@ def test_a_tenth_of_the_train_set_is_for_validation_and_the_test_set_is_untouche
     assert torch.equal(torch.cat([loaded.y_train, loaded.y_val]), raw.y_train[number])
     assert torch.equal(grey_values(loaded.x_test, raw.x_train), raw.x_test)
     assert torch.equal(loaded.y_test, raw.y_test)
+
+
+def test_without_a_seed_nothing_is_held_out(offer):
+    raw = offer(made())
+    loaded = load("made", seed=None)
+    assert torch.equal(grey_values(loaded.x_train, raw.x_train), raw.x_train) and len(loaded.y_val) == 0
+    assert torch.equal(loaded.y_train, raw.y_train) and loaded.x_val.shape == (0, 1, 4, 4)
 
 
 def test_the_seed_decides_the_split(offer):

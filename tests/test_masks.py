@@ -124,6 +124,13 @@ def test_keeping_more_than_there_is_is_refused(n_keep):
         keep_top({"w": torch.ones(4)}, n_keep)
 
 
+def test_keeping_more_than_a_mask_left_is_refused():
+    among = {"w": torch.tensor([True, False, True, False])}
+    assert keep_top({"w": torch.zeros(4)}, 2, among=among)["w"].equal(among["w"])
+    with pytest.raises(ValueError, match="between 0 and 2, not 3"):
+        keep_top({"w": torch.ones(4)}, 3, among=among)
+
+
 def test_kappa_is_rounded_not_cut():
     assert n_kept(266_610, 0.95) == 13_331  # FACTS 2: 13,330.5 in exact arithmetic, just above it in float64
     assert n_kept(10, 0.99) == 0 and n_kept(10, 0.94) == 1 and n_kept(7, 0.0) == 7

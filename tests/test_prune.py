@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import snip_lib as snip
-from snip_lib.masks import n_kept
+from snip_lib.masks import keep_top, n_kept
 from snip_lib.models import MODELS
 from snip_lib.prune import PROTOCOLS, SCHEDULES, accumulated
 from snip_lib.runs import Run
-from snip_lib.saliency import CRITERIA, SIGNED, connection_gradients, prunable
+from snip_lib.saliency import CRITERIA, SIGNED, connection_gradients, loss_changes, prunable
 
 F64 = {"dtype": torch.float64}
 
@@ -92,6 +92,33 @@ def test_summing_before_the_absolute_value_is_one_large_batch():
     assert not torch.equal(flat(a), flat(b))
 
 
+def test_every_round_sees_every_batch_though_they_come_but_once():
+    model, batches = net(), [batch(seed=s) for s in range(3)]
+    masks = [flat(snip.prune(model, batches=b, sparsity=0.9, rounds=4, **F64)) for b in (iter(batches), batches)]
+    assert torch.equal(*masks)
+    assert not torch.equal(masks[0], flat(snip.prune(model, batches=batches[:1], sparsity=0.9, rounds=4, **F64)))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random", "synflow"])
+def test_a_criterion_that_looks_at_no_example_takes_one_batch_of_many(method):
+    def batches():
+        yield batch()
+        pytest.fail("another batch was asked for")
+
+    options = {"sparsity": 0.8, "method": method, "rounds": 1, **F64}
+    once = snip.prune(net(), *batch(), **options)
+    assert torch.equal(flat(snip.prune(net(), batches=batches(), **options)), flat(once))
+
+
+def test_a_random_mask_is_that_of_its_generator():
+    a, b = (torch.Generator().manual_seed(7) for _ in range(2))
+    expected = keep_top(CRITERIA["random"](net(), generator=a), n_kept(M, 0.8))
+    mask = flat(snip.prune(net(), sparsity=0.8, method="random", generator=b))
+    assert torch.equal(mask, flat(expected)) and not torch.equal(
+        mask, flat(snip.prune(net(), sparsity=0.8, method="random"))
+    )
+
+
 def test_each_way_to_accumulate_is_its_formula():
     model, batches = net(), [batch(seed=s) for s in range(3)]
     g = [flat(connection_gradients(model, x, y, **F64)) for x, y in batches]
@@ -104,6 +131,15 @@ def test_each_way_to_accumulate_is_its_formula():
     for name, value in expected.items():
         got = flat(accumulated(model, iter(batches), "snip", name, **F64))
         assert torch.allclose(got, value, rtol=1e-12, atol=0)
+
+
+def test_exact_changes_too_add_up_before_the_absolute_value():
+    model, batches = net(), [batch(seed=s) for s in range(2)]
+    changes = [flat(loss_changes(model, x, y, **F64)) for x, y in batches]
+    expected = {"sum_then_abs": sum(changes).abs(), "abs_then_sum": sum(c.abs() for c in changes)}
+    for name, value in expected.items():
+        assert torch.allclose(flat(accumulated(model, batches, "exact", name, **F64)), value, rtol=1e-12, atol=0)
+    assert not torch.allclose(*expected.values())
 
 
 @pytest.mark.parametrize("accumulate", ["sum_then_abs", "abs_then_sum", "moving_average"])
@@ -131,6 +167,7 @@ def test_snip_its_schedule_is_the_published_one():
     assert SCHEDULES["snip_it"](0.4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert SCHEDULES["snip_it"](0.999, 3) == pytest.approx([0.5, 0.7495, 0.999])
     assert SCHEDULES["snip_it"](0.99, 2) == pytest.approx([0.5, 0.99])
+    assert SCHEDULES["snip_it"](0.5, 2) == [0.25, 0.5]
     assert SCHEDULES["exponential"](0.99, 2) == SCHEDULES["force"](0.99, 2) == pytest.approx([0.9, 0.99])
 
 
@@ -377,6 +414,9 @@ def test_protocols_are_fields_of_a_run():
     assert [p["prune_biases"] for p in PROTOCOLS.values()] == [True, True, False]
     assert [p["score_bn"] for p in PROTOCOLS.values()] == ["batch", "fresh", "batch"]
     assert [p["train_init"] for p in PROTOCOLS.values()] == ["same", "fresh", "same"]
+    assert [p["init"] for p in PROTOCOLS.values()] == ["vs_x", "lecun", "vs_h"]
+    assert [p.get("decayed", "all") for p in PROTOCOLS.values()] == ["all", "all", "weights"]
+    assert [p.get("batch_norm", "tensorflow") for p in PROTOCOLS.values()] == ["tensorflow", "tensorflow", "torch"]
 
 
 def test_a_mask_is_the_same_on_one_and_on_two_threads():

@@ -11,6 +11,7 @@ from torch import nn
 from snip_lib import plots, robustness
 from snip_lib.models import LeNet5, LeNet300
 from snip_lib.robustness import attack_success, attacked, pgd
+from snip_lib.runs import read_rows
 from snip_lib.tables import attack_table, by_sparsity, disconnection_table, gains, is_cut_off, mask_table
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -73,6 +74,31 @@ def test_being_sure_is_no_defence(norm):
 
 
 @NORMS
+def test_the_last_step_counts_so_that_one_step_is_an_attack(norm):
+    model, x = linear(), images()
+    y, eps = model(x).argmax(1), 1.0
+    assert not torch.equal(pgd(model, x, y, eps=eps, norm=norm, steps=1, restarts=1), x)
+
+
+def test_an_attack_has_forty_steps():
+    torch.manual_seed(0)
+    model, x = LeNet300(), torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    usual, forty, fewer = (pgd(model, x, y, eps=0.02, **how) for how in ({}, {"steps": 40}, {"steps": 39}))
+    assert torch.equal(usual, forty) and not torch.equal(usual, fewer)
+
+
+def test_committed_rows_were_attacked_at_these_radii_with_so_many_images(root):
+    """Rows of another attack would be averaged with them."""
+    fields = {f"attacked_{norm}_{eps:g}" for norm, radii in robustness.RADII.items() for eps in radii}
+    rows = [row for row in read_rows(root / "notebooks/results").values() if row.get("attacked_images")]
+    assert rows
+    for row in rows:
+        assert {name for name in row if name.startswith(("attacked_linf", "attacked_l2"))} == fields, row["key"]
+        assert row["attacked_images"] == 10 * robustness.ATTACKED, row["key"]
+
+
+@NORMS
 def test_success_rises_with_the_radius_to_all_images(norm):
     model, x = linear(classes=10), images()
     y = model(x).argmax(1)
@@ -103,6 +129,8 @@ def test_restarts_find_what_one_start_does_not():
     y = torch.zeros(200, dtype=torch.long)
     one, many = (attack_success(Hole(), x, y, eps=[0.1], restarts=r, steps=5)[0.1] for r in (1, 20))
     assert one == 0 and many > 90
+    usual = attack_success(Hole(), x, y, eps=[0.1], steps=5)[0.1]
+    assert usual == attack_success(Hole(), x, y, eps=[0.1], restarts=2, steps=5)[0.1] > 0
 
 
 def test_the_model_stays_as_it_was():

@@ -63,6 +63,49 @@ def test_a_dense_network_has_one_key_whatever_would_have_pruned_it():
     assert dataclasses.replace(dense, attacked=True).key != dense.key  # its row says more
 
 
+OF_THE_MASK = {  # with another value each
+    **{"method": "magnitude", "rounds": 3, "schedule": "force", "prune_biases": False, "scope": "layer"},
+    **{"control": "shuffle", "score_bn": "fresh", "score_examples": 7, "score_batches": 2, "score_split": "val"},
+    **{"score_class": 3, "score_loss": "nll", "accumulate": "abs_then_sum", "delay": 5, "every": 6, "retrain": 0.1},
+    **{"rewind": True, "structured": True},
+}
+OF_THE_NETWORK = {
+    **{"seed": 1, "init": "vs_h", "train_init": "fresh", "optimizer": "adam", "lr": 0.03, "momentum": 0.8},
+    **{"weight_decay": 0.0, "decay": 0.2, "decay_every": 100, "steps": 100, "batch_size": 50, "augment": "standard"},
+    **{"random_labels": True, "recipe": 2, "init_sd": 0.1, "bias_init": "random", "rescale": 8.0, "pixels": "raw"},
+    **{"batch_norm": "torch", "decayed": "weights", "precision": "bf16", "attacked": True},
+}
+
+
+def test_what_decides_only_the_mask_names_a_pruned_network_and_no_dense_one():
+    assert {*OF_THE_MASK, *OF_THE_NETWORK} | {"model", "dataset", "sparsity"} == set(runs.DEFAULTS)
+    dense, pruned = Run("lenet5", "mnist"), Run("lenet5", "mnist", sparsity=0.5)
+    for name, value in (OF_THE_MASK | OF_THE_NETWORK).items():
+        assert (dataclasses.replace(dense, **{name: value}).key == dense.key) == (name in OF_THE_MASK), name
+        if name != "structured":
+            assert dataclasses.replace(pruned, **{name: value}).key != pruned.key, name
+    assert dataclasses.replace(pruned, structured=True).key != pruned.key
+
+
+def test_the_last_mask_comes_before_the_last_step():
+    late = {"sparsity": 0.9, "steps": 60, "delay": 20, "rounds": 3}
+    assert Run("lenet5", "mnist", every=19, **late).every == 19  # at 20, 39 and 58
+    with pytest.raises(ValueError, match="masks comes before the end"):
+        Run("lenet5", "mnist", every=20, **late)
+
+
+@pytest.mark.parametrize("name", ["rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale"])
+def test_what_is_counted_or_multiplied_is_positive(name):
+    with pytest.raises(ValueError, match=f"{name} is positive, not 0"):
+        Run("lenet5", "mnist", sparsity=0.9, **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["steps", "score_examples", "delay", "every", "retrain"])
+def test_what_may_be_none_is_not_negative(name):
+    with pytest.raises(ValueError, match=f"{name} is 0 or more, not -1"):
+        Run("lenet5", "mnist", sparsity=0.9, **{name: -1})
+
+
 def test_committed_rows_keep_their_names(root):
     """Fields that came later have defaults that mean what was done before: old rows are found by their runs."""
     folder = root / "notebooks/results"
@@ -116,7 +159,10 @@ def test_short_is_a_tenth_of_the_paper_with_the_same_shape_of_schedule():
     assert dataclasses.replace(short, steps=125_000, decay_every=25_000) == paper
     scored = Run("lenet300", "mnist", sparsity=0.9, steps=0)
     assert at_profile("short", [scored]) == [scored]  # there is nothing to shorten
-    assert all(r.dataset == "digits" for r in at_profile("smoke", sweep(paper, seed=range(5))))
+    (smoke,) = at_profile(
+        "smoke", sweep(dataclasses.replace(paper, score_examples=10_000, sparsity=0.9), seed=range(5))
+    )
+    assert (smoke.dataset, smoke.seed, smoke.steps, smoke.score_examples) == ("digits", 0, 60, 500)
     with pytest.raises(ValueError, match="Unknown profile 'long': choose one of smoke, short, paper"):
         at_profile("long", [paper])
 

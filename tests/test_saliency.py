@@ -378,6 +378,9 @@ def test_magnitude_is_the_absolute_weight_and_needs_no_data():
     scores = CRITERIA["magnitude"](model, **F64)
     assert all(torch.equal(scores[name], p.abs()) for name, p in prunable(model).items())
     assert snip.prune(model, sparsity=0.5, method="magnitude")["0.weight"].any()
+    mask = {name: torch.rand(p.shape) < 0.5 for name, p in prunable(model).items()}
+    under = CRITERIA["magnitude"](model, mask=mask, **F64)  # a weight is as large whether it is kept or not
+    assert all(torch.equal(under[name], s) for name, s in scores.items())
 
 
 def test_random_scores_are_those_of_their_generator():
@@ -387,6 +390,7 @@ def test_random_scores_are_those_of_their_generator():
     )
     assert torch.equal(b, c) and not torch.equal(b, d) and not torch.equal(a, b)
     assert torch.equal(a, flat(CRITERIA["random"](model))) and 0 <= b.min() and b.max() < 1
+    assert torch.equal(a, flat(CRITERIA["random"](model, generator=torch.Generator().manual_seed(0))))
     assert abs(b.mean() - 0.5) < 5 / (12 * b.numel()) ** 0.5
 
 
@@ -435,6 +439,22 @@ def test_grasp_is_signed():
 def test_obd_is_half_the_curvature_times_the_square():
     # H = A: scores a_jj w_j^2 / 2, signed; off-diagonal terms play no part.
     assert quadratic("obd", [[4.0, 1.0], [1.0, -2.0]], [3.0, 2.0]) == [18, -4]
+
+
+class Diagonal(nn.Module):
+    """L(w) = sum_j j w_j^2 / 2, for more connections than `obd` takes at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1, 2200))
+
+    def forward(self, x):
+        return (torch.arange(2200) * self.w**2).sum() / 2
+
+
+def test_obd_takes_the_hessian_of_a_large_weight_in_pieces():
+    scores = CRITERIA["obd"](Diagonal(), torch.zeros(1), None, only="w", loss=lambda out, y: out, **F64)["w"]
+    assert torch.equal(scores[0], torch.arange(2200, dtype=torch.float64) / 2)
 
 
 @pytest.mark.parametrize("network", FEEDFORWARD)
@@ -539,6 +559,11 @@ def test_synflow_ignores_signs_data_and_batch_norm_statistics():
         twin[0].weight.neg_()
     a, b = (flat(CRITERIA["synflow"](m, torch.randn(3, 4), None)) for m in (model, twin))
     assert torch.equal(a, b)
+    with torch.no_grad():  # those of what is not scored, too
+        twin[0].bias.neg_(), twin[1].weight.neg_(), twin[3].weight.neg_()
+    some = {"biases": False, "exclude": "3"}
+    a, b = (flat(CRITERIA["synflow"](m, torch.randn(3, 4), None, **some)) for m in (model, twin))
+    assert torch.equal(a, b) and a.any()
 
 
 # --- batch norm
@@ -579,6 +604,15 @@ def test_fresh_statistics_hold_for_batch_norm_that_tracks_none():
     untracked[1] = nn.BatchNorm1d(5, track_running_stats=False).double()
     a, b = (flat(connection_gradients(m, x, y, bn="fresh", **F64)) for m in (model, untracked))
     assert torch.equal(a, b)
+
+
+def test_dropout_between_recurrent_layers_is_off_as_all_dropout_is():
+    torch.manual_seed(0)
+    model, (x, y) = Recurrent(lambda a, b, batch_first: nn.LSTM(a, b, 2, batch_first=batch_first)), batch(8, (6, 4))
+    dropped = copy.deepcopy(model)
+    dropped.rnn.dropout = 0.5
+    a, b = (connection_gradients(m, x, y, **F64) for m in (model, dropped))
+    assert torch.equal(flat(a), flat(b)) and dropped.rnn.dropout == 0.5
 
 
 # --- scoring leaves no trace
@@ -643,15 +677,17 @@ def test_reduced_precision_is_off_while_scoring_and_restored_after_an_error():
         torch.backends.cudnn.conv,
         torch.backends.cudnn.rnn,
         torch.backends.mkldnn.matmul,
+        torch.backends.mkldnn.conv,
+        torch.backends.mkldnn.rnn,
     ]
     before = [k.fp32_precision for k in knobs]
     try:
         for knob in knobs:
             knob.fp32_precision = "tf32"
         with pytest.raises(KeyError), exact_arithmetic(mlp()):
-            assert [k.fp32_precision for k in knobs] == ["ieee"] * 4
+            assert [k.fp32_precision for k in knobs] == ["ieee"] * 6
             raise KeyError
-        assert [k.fp32_precision for k in knobs] == ["tf32"] * 4
+        assert [k.fp32_precision for k in knobs] == ["tf32"] * 6
     finally:
         for knob, value in zip(knobs, before, strict=True):
             knob.fp32_precision = value
@@ -721,6 +757,29 @@ def test_weights_come_before_biases_each_in_module_order():
         "z.weight", "a.weight_ih_l0", "a.weight_hh_l0", "z.bias", "a.bias_ih_l0", "a.bias_hh_l0",
     ]  # fmt: skip
     assert list(prunable(model, biases=False)) == ["z.weight", "a.weight_ih_l0", "a.weight_hh_l0"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(nn.Linear(3, 2), nn.Bilinear(2, 3, 4), nn.MultiheadAttention(4, 2)),
+        *(nn.Conv1d(2, 3, 2), nn.Conv2d(2, 3, 2), nn.Conv3d(2, 3, 2), nn.ConvTranspose2d(2, 3, 2)),
+        *(nn.RNN(2, 3), nn.LSTM(2, 3), nn.GRU(2, 3), nn.RNNCell(2, 3), nn.LSTMCell(2, 3), nn.GRUCell(2, 3)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_every_parameter_of_a_connection_is_prunable(module):
+    assert set(prunable(nn.ModuleList([module]))) == {f"0.{name}" for name, _ in module.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4)],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_normalisation_is_never_pruned_whatever_is_asked_for(norm):
+    assert list(norm.parameters())
+    assert list(prunable(nn.Sequential(nn.Linear(4, 4), norm), only="*")) == ["0.weight", "0.bias"]
 
 
 def test_attention_biases_with_three_dimensions_are_biases():
