@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,13 +17,16 @@ from html.parser import HTMLParser
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from scipy import stats
 
-from snip_lib.runs import Run
+from snip_lib import tables
+from snip_lib.robustness import RADII
+from snip_lib.runs import Run, sweep
 
 CHAPTER = "02_lenet_sweeps"
 MIME = "application/vnd.snip.cells+json"
@@ -198,6 +202,88 @@ def wrong(text, how, groups, printed=(), by_sparsity=False):
     same = len(shown) == len(right) and all(a.lstrip("+-") == b.lstrip("-") for a, b in zip(shown, right, strict=True))
     signs = all(float(a) == float(b) for a, b in zip(shown, right, strict=False))
     return "" if same and signs else f"{text!r} is not {right}"
+
+
+def made(runs, failed=()):
+    """Return invented rows of runs, no two numbers alike; those of the seeds `failed` diverged."""
+    draw, rows = random.Random(0), []
+    for run in runs:
+        kept = {name: draw.randrange(1, 99) for name in ("fc1.weight", "fc2.weight", "fc1.bias", "fc2.bias")}
+        row = {"key": run.key, **dataclasses.asdict(run), "diverged": run.seed in failed, "kept": kept}
+        for name in ("test_error", "test_error_best_val", "test_error_best5", "train_loss"):
+            row[name] = round(draw.uniform(1, 3) + 80 * row["diverged"], 4)
+        row |= {"effective_sparsity": draw.uniform(run.sparsity, 1), "seconds": draw.uniform(5, 500) ** 2}
+        row |= {f"attacked_{norm}_{eps:g}": draw.uniform(0, 99) for norm, radii in RADII.items() for eps in radii}
+        rows.append(row | {"device": draw.choice(["CPU", "GPU"])})
+    return rows
+
+
+def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
+    """No table of the library is trusted to the chapters that happen to show it."""
+    runs = sweep(Run("lenet300", "mnist"), sparsity=[0.0, 0.9, 0.95], seed=range(5))
+    steps = sweep(Run("lenet300", "mnist", sparsity=0.9, rounds=7, steps=900), sparsity=[0.9, 0.95], seed=range(1, 6))[
+        :-1
+    ]
+    rows = made([*runs, *steps, Run("lenet5", "mnist", lr=0.03)], failed=[3])
+    by_key, frame = {row["key"]: row for row in rows}, pd.DataFrame(rows)
+    one, two = frame[frame["key"].isin([r.key for r in runs])], frame[frame["rounds"] == 7]
+    methods = {"one": one[one["sparsity"] > 0], "two": two, "none": one.iloc[:0]}
+    names = ("model", "dataset", "method", "sparsity", "quantity", "value", "sd")
+    printed = [
+        dict(zip(names, ("lenet300", "mnist", "snip", *line), strict=True))
+        for line in (
+            ("0.9", "test_error", "1.6", ""),
+            ("0.9", "kept", "26661", ""),
+            ("0.95", "test_error", "1.7", "0.1"),
+        )
+    ]
+    paper = pd.DataFrame(printed).astype({"sparsity": float, "value": float})
+    at = one[one["sparsity"] == 0.9]
+    made_of = {
+        "errors": tables.error_table(one, paper),
+        "groups": tables.group_table({"at 90": at}, also={"loss": "train_loss"}),
+        "rates": tables.rate_table(frame[frame["sparsity"] == 0]),
+        "reports": tables.reporting_table(one),
+        "layers": tables.layer_table(one),
+        "cost": tables.cost_table(frame),
+        "by sparsity": tables.by_sparsity(methods),
+        "losses": tables.by_sparsity(methods, "train_loss"),
+        "gains": tables.gains(methods, [("two", "one")]),
+        "disconnected": tables.disconnection_table(methods),
+        **{norm: tables.attack_table(methods | {"two": two[two["sparsity"] == 0.9]}, norm) for norm in RADII},
+    }
+    made_of["l2"] = made_of["l2"].drop(index="one")  # of two sparsities: no chapter averages over them
+    made_of["linf"] = made_of["linf"].drop(index="one")
+    for name, table in made_of.items():
+        cells = [value for line in table.to_numpy() for value in line if isinstance(value, tables.Cell)]
+        assert len(cells) >= 2, name
+        for value in cells:
+            groups = [[by_key[key] for key in keys] for keys in value.keys]
+            assert not wrong(value, value.how, groups, printed, by_sparsity=True), (name, value)
+
+    def keys(rows):
+        return tuple(rows["key"])
+
+    whole = at[at["seed"] != 3]
+    errors = made_of["errors"]
+    assert errors.index.tolist() == ["0", "90", "95"] and errors["paper"].tolist() == ["", "1.6", "1.7"]
+    assert errors["n"].tolist() == ["4"] * 3 and errors["diverged"].tolist() == ["1"] * 3
+    assert errors.loc["90", "diverged"].keys == (keys(at),) and errors.loc["90", "n"].keys == (keys(whole),)
+    assert errors.loc["90", "test error %"].keys == (keys(whole),)
+    dense = one[(one["sparsity"] == 0) & (one["seed"] != 3)]
+    assert errors.loc["0", "pruned − dense"] == ""
+    assert errors.loc["90", "pruned − dense"].keys == (keys(whole), keys(dense))
+    assert made_of["reports"].loc["90", "last step"].keys == (keys(whole),)
+    assert made_of["layers"].index.tolist() == ["90", "95"]
+    assert made_of["layers"].loc["90", "fc1"].keys == (keys(at),)
+    assert made_of["rates"].index.tolist() == ["0.1", "0.03"]
+    assert made_of["cost"].loc["lenet300", "runs"].keys == (keys(frame[frame["model"] == "lenet300"]),)
+    assert made_of["by sparsity"].loc["two", "n"] == "4" and made_of["by sparsity"].loc["two", "failed"] == "2"
+    assert made_of["by sparsity"].loc["one", "90 %"].keys == (keys(at),)  # failures count
+    both = two[(two["sparsity"] == 0.9) & two["seed"].isin(range(1, 5))], at[at["seed"].isin(range(1, 5))]
+    assert made_of["gains"].loc["90", "two − one"].keys == tuple(map(keys, both))
+    assert made_of["l2"].loc["two", "n"].keys == (keys(two[(two["sparsity"] == 0.9) & (two["seed"] != 3)]),)
+    assert made_of["disconnected"].loc["one", "90 %"].keys == (keys(at),)
 
 
 class Lines(HTMLParser):
