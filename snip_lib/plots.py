@@ -18,6 +18,11 @@ from .claims import interval
 MARKERS = "osD^v"
 
 
+def colours() -> list[tuple[float, float, float]]:
+    """Return the colours of lines: the palette without pink and yellow (faint on white) and grey (it is for chance)."""
+    return [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]
+
+
 def style() -> None:
     """Set the book's figure style; called once at the top of a chapter."""
     sns.set_theme(style="ticks", palette="colorblind", context="notebook")
@@ -217,7 +222,7 @@ def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> p
             axis.plot([], [], " ", label=f"{label}: {'diverged' if len(rows) else 'not run yet'}")
             continue
         stats = pd.concat(curves).groupby("step")["train_loss"].agg(["mean", "min", "max"])
-        colour = sns.color_palette("colorblind")[i]
+        colour = colours()[i % 7]
         look = {"color": colour, "ls": LINES[i % 5], "marker": MARKERS[i % 5], "ms": 5}
         axis.plot(stats.index, stats["mean"], label=label, **look)
         axis.fill_between(stats.index, stats["min"], stats["max"], color=colour, alpha=0.15, lw=0)
@@ -238,13 +243,16 @@ def against_sparsity(groups: dict[str, pd.DataFrame], column: str, ylabel: str) 
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
     for i, (label, rows) in enumerate(settled.items()):
         aside = 0.12 * (i - (len(settled) - 1) / 2)
-        look = {"color": sns.color_palette("colorblind")[i], "marker": MARKERS[i % 5]}
+        look = {"color": colours()[i % 7], "marker": MARKERS[i % 5]}
+        label = label if len(rows) else f"{label}: not run yet"
         stats = rows.astype({column: float}).groupby("sparsity")[column].agg(["mean", "std"]).fillna(0.0)
         x = [places[s] + aside for s in stats.index]
         axis.errorbar(x, stats["mean"], stats["std"], ls=LINES[i % 5], ms=8, capsize=3, label=label, **look)
         axis.plot([places[s] + aside for s in rows["sparsity"]], rows[column], ls="none", ms=3, alpha=0.6, **look)
     axis.set_xticks(list(places.values()), [f"{100 * s:g}" for s in places])
-    axis.set(xlabel="sparsity (% removed)", ylabel=ylabel, ylim=(-0.05, None))
+    low, high = axis.get_ylim()
+    axis.set(xlim=(-0.5, max(len(places), 1) - 0.5), ylim=(min(low, -0.05 * high), 1.05 * high))
+    axis.set(xlabel="sparsity (% removed)", ylabel=ylabel)
     axis.legend(frameon=False)
     figure.tight_layout()
     return figure
@@ -283,16 +291,17 @@ def errors_by_method(panels: dict[str, dict[str, pd.DataFrame]]) -> plt.Figure:
     """Draw test error (log scale) against sparsity (evenly spaced), one panel a title and one marker shape a method.
 
     Large: mean over seeds, with a run that failed at the error that it ended with; small: single seeds. Dotted:
-    the error of guessing one of ten classes. A method without rows is only in the legend.
+    the error of guessing one of ten classes. A method without rows in any panel is "not run yet" in the legend.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.6), sharey=True, squeeze=False)
-    colours, shapes = sns.color_palette("colorblind"), "osD^vPX*"
+    shapes, ran = "osD^vPX*", {label for groups in panels.values() for label, rows in groups.items() if len(rows)}
     for axis, (title, groups) in zip(axes[0], panels.items(), strict=True):
         places = {s: i for i, s in enumerate(sorted({s for rows in groups.values() for s in rows["sparsity"]}))}
         for i, (label, rows) in enumerate(groups.items()):
             aside = 0.09 * (i - (len(groups) - 1) / 2)
             means = rows.groupby("sparsity")["test_error"].mean().astype(float)
-            look = {"color": colours[i], "marker": shapes[i]}
+            look = {"color": colours()[i % 7], "marker": shapes[i]}
+            label = label if label in ran else f"{label}: not run yet"
             axis.plot(
                 [places[s] + aside for s in means.index], means, ls=LINES[i % 5], lw=1.2, ms=7, label=label, **look
             )
@@ -300,6 +309,7 @@ def errors_by_method(panels: dict[str, dict[str, pd.DataFrame]]) -> plt.Figure:
         axis.axhline(90, color="grey", ls=":", lw=1)
         axis.set_xticks(list(places.values()), [f"{100 * s:g}" for s in places])
         axis.set(title=title if places else f"{title}: not run yet", xlabel="sparsity (% removed)", yscale="log")
+        axis.set_xlim(-0.5, max(len(places), 1) - 0.5)
         axis.yaxis.set_major_formatter("{x:g}")
     axes[0][0].set_ylabel("test error (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -335,8 +345,7 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(8.6, 5.0), squeeze=False, sharey=True, layout="constrained")
     names = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense")
-    colours = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]  # pink and grey are too faint
-    looks = dict(zip(names, zip(MARKERS + "PX", colours, strict=True), strict=False))
+    looks = dict(zip(names, zip(MARKERS + "PX", colours(), strict=True), strict=False))
     for axis, (title, (groups, paper)) in zip(axes[0], panels.items(), strict=True):
         for i, (name, rows) in enumerate(groups.items()):
             settled = rows[~rows["diverged"].astype(bool)].astype({"test_error": float})

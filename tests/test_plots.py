@@ -75,3 +75,31 @@ def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
     assert axis.containers[0].lines[0].get_xydata().tolist() == [[1, 3]]
     assert axis.lines[-1].get_xydata().tolist() == [[2, 2.5]]
     assert [label.get_text() for label in axis.get_legend().get_texts()] == ["theirs", "ours, mean ± sd"]
+
+
+def test_a_single_point_is_seen_whole_and_a_group_without_rows_says_so():
+    rows = pd.DataFrame([{"sparsity": 0.0, "train_loss": 0.012, "diverged": False}])
+    figure = plots.against_sparsity({"some": rows, "none": runs.rows_of([])}, "train_loss", "training loss")
+    axis = figure.axes[0]
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    for line in axis.lines:
+        for x, y in line.get_xydata():
+            assert left < x < right and low < y < high
+    assert left < axis.get_xticks()[0] < right
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["some", "none: not run yet"]
+
+
+def test_a_method_without_rows_in_any_panel_is_named_in_the_legend():
+    rows = pd.DataFrame([{"sparsity": 0.9, "test_error": 2.0}])
+    none = runs.rows_of([])
+    panels = {"one": {"a": rows, "b": none, "c": none}, "two": {"a": none, "b": rows, "c": none}}
+    figure = plots.errors_by_method(panels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c: not run yet"]
+
+
+def test_lines_have_colours_of_their_own_that_stand_out_on_white():
+    """Contrast as WCAG 2 defines it: 1 is none; the palette's pink and yellow stay below 2."""
+    colours = np.array(plots.colours())
+    assert len(np.unique(colours, axis=0)) == len(plots.MARKERS) + 2
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    assert (1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)).min() > 2
