@@ -135,6 +135,36 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, field: str = "test_erro
     return estimate(values, f"mean difference {field}", ours, theirs, places=PLACES.get(field, 2))
 
 
+def statistic(rows: pd.DataFrame, how: str) -> Cell | str:
+    """Return what `how` says of all the rows, with 2 decimals: words of a statistic, and a column; "" of no row.
+
+    Known are mean, mean percent (of a fraction), median, smallest and largest; several, with ", " between, give
+    as many numbers with " to " between.
+    """
+    if not len(rows):
+        return ""
+    known = {"mean": pd.Series.mean, "median": pd.Series.median, "smallest": pd.Series.min, "largest": pd.Series.max}
+    numbers = []
+    for part in how.split(", "):
+        name, *percent, field = part.split()
+        numbers.append(known[name](rows[field].astype(float)) * (100 if percent else 1))
+    return cell(" to ".join(map(digits, numbers)), how, rows)
+
+
+def agreement(ours: pd.DataFrame, theirs: pd.DataFrame, field: str) -> Cell | str:
+    """Return for how many of the seeds that both have `field` is the same: "5 of 5"; "not run yet" without any."""
+    both = ours.merge(theirs, on="seed")
+    same = both[f"{field}_x"] == both[f"{field}_y"]
+    return cell(f"{same.sum()} of {len(same)}", f"equal {field}", ours, theirs) if len(same) else "not run yet"
+
+
+def kept_by_layer(rows: pd.DataFrame) -> Cell | str:
+    """Return the mean number of weights kept in each layer, in order; "not run yet" of no row."""
+    kept = pd.DataFrame(list(rows["kept"])).filter(regex="weight$").mean()
+    how = ", ".join(f"mean kept {name}" for name in kept.index)
+    return cell(", ".join(digits(n, 0) for n in kept), how, rows) if len(rows) else "not run yet"
+
+
 # ------------------------------------------------------------------------------------- tables
 
 
@@ -228,6 +258,21 @@ def cost_table(rows: pd.DataFrame) -> Table:
         for model, group in rows.groupby("model", sort=False)
     ]
     return table(lines, "network") if lines else Table(columns=["runs", "hours in all"]).rename_axis("network")
+
+
+def time_table(groups: dict[str, pd.DataFrame], *, label: str = "method") -> Table:
+    """Return, by group, the median seconds of a run, and the largest share of them that went into scoring (percent)."""
+    lines = []
+    for name, rows in groups.items():
+        line = {label: name, "n": cell(str(len(rows)), "count", rows)}
+        line["seconds a run (median)"] = line["scoring at most %"] = "not run yet"
+        if len(rows):
+            share = 100 * (rows["scoring_seconds"] / rows["seconds"]).astype(float).max()
+            line["seconds a run (median)"] = cell(digits(rows["seconds"].median(), 0), "median seconds", rows)
+            how = "largest percent scoring_seconds of seconds"
+            line["scoring at most %"] = cell(digits(share, 3), how, rows)
+        lines.append(line)
+    return table(lines, label)
 
 
 def fingerprint(rows: pd.DataFrame) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from snip_lib import plots, runs
+from snip_lib import plots, runs, tables
 
 SCORED = {"picture": {"fc1.weight": [3, 1, 2, 0]}, "mean_image": [9, 0, 9, 0]}
 
@@ -103,3 +103,28 @@ def test_lines_have_colours_of_their_own_that_stand_out_on_white():
     assert len(np.unique(colours, axis=0)) == len(plots.MARKERS) + 2
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     assert (1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)).min() > 2
+
+
+def test_what_is_said_of_rows_carries_their_keys_and_how_it_was_computed():
+    rows = pd.DataFrame({"key": ["a", "b"], "test_error": [1.005, 4.0], "effective_sparsity": [0.9, 0.95]})
+    said = tables.statistic(rows, "smallest test_error, largest test_error")
+    assert (said, said.how, said.keys) == ("1.01 to 4.00", "smallest test_error, largest test_error", (("a", "b"),))
+    assert tables.statistic(rows, "mean percent effective_sparsity") == "92.50"
+    assert tables.statistic(rows[:0], "mean test_error") == ""
+
+
+def test_masks_agree_by_seed_and_layers_come_in_order():
+    ours = pd.DataFrame({"key": ["a", "b", "c"], "seed": [0, 1, 2], "mask_sha": ["x", "y", "z"]})
+    theirs = pd.DataFrame({"key": ["d", "e"], "seed": [1, 0], "mask_sha": ["y", "w"]})
+    assert tables.agreement(ours, theirs, "mask_sha") == "1 of 2"
+    assert tables.agreement(ours[2:], theirs, "mask_sha") == "not run yet"
+    kept = [{"fc2.weight": 3, "fc1.weight": 1, "fc1.bias": 9}, {"fc2.weight": 4, "fc1.weight": 1, "fc1.bias": 9}]
+    said = tables.kept_by_layer(pd.DataFrame({"key": ["a", "b"], "kept": kept}))
+    assert (said, said.how) == ("4, 1", "mean kept fc2.weight, mean kept fc1.weight")
+
+
+def test_the_share_of_scoring_is_the_largest_of_any_run():
+    rows = pd.DataFrame({"key": ["a", "b"], "seconds": [10.0, 20.0], "scoring_seconds": [0.01, 0.01]})
+    found = tables.time_table({"some": rows, "none": rows[:0]})
+    assert found.loc["some"].tolist() == ["2", "15", "0.100"]
+    assert found.loc["none"].tolist() == ["0", "not run yet", "not run yet"]
