@@ -163,9 +163,8 @@ def prune(
     if (batches is None) == (x is None) and not (x is None and blind):
         raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")
     batches = [(x, y)] if batches is None else batches
+    batches = itertools.islice(batches, 1) if method in DATA_FREE else batches
     batches = list(batches) if rounds > 1 or structured else batches  # every round sees the same examples
-    if method in DATA_FREE:
-        batches = list(itertools.islice(batches, 1))
     chosen = {} if structured else {"only": only, "exclude": exclude}
     scoring = {"loss": loss, "biases": prune_biases, "bn": score_bn, "dtype": dtype, **chosen}
     if method == "random":

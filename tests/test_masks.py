@@ -153,6 +153,7 @@ def test_random_masks_have_the_densities_asked_for(layers):
     wanted = {f"p{i}": d for i, (_, d) in enumerate(layers)}
     shapes = {f"p{i}": s for i, (s, _) in enumerate(layers)}
     mask = snip.random_at_densities(wanted, shapes, torch.Generator().manual_seed(3))
+    assert list(mask) == list(shapes)
     for name, kept in mask.items():
         assert tuple(kept.shape) == tuple(shapes[name])
         assert int(kept.sum()) == round(wanted[name] * kept.numel())

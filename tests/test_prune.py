@@ -99,13 +99,14 @@ def test_every_round_sees_every_batch_though_they_come_but_once():
     assert not torch.equal(masks[0], flat(snip.prune(model, batches=batches[:1], sparsity=0.9, rounds=4, **F64)))
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
 @pytest.mark.parametrize("method", ["magnitude", "random", "synflow"])
-def test_a_criterion_that_looks_at_no_example_takes_one_batch_of_many(method):
+def test_a_criterion_that_looks_at_no_example_takes_one_batch_of_many(method, rounds):
     def batches():
         yield batch()
         pytest.fail("another batch was asked for")
 
-    options = {"sparsity": 0.8, "method": method, "rounds": 1, **F64}
+    options = {"sparsity": 0.8, "method": method, "rounds": rounds, **F64}
     once = snip.prune(net(), *batch(), **options)
     assert torch.equal(flat(snip.prune(net(), batches=batches(), **options)), flat(once))
 
