@@ -86,6 +86,36 @@ def fastest(forms: list[Callable[..., None]], inputs: Sequence[Tensor], state: C
     return forms[-1]
 
 
+def in_turn(steps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[..., None]:
+    """Return one step that takes `steps` one after the other, each on two of its inputs: images, labels, images, ..."""
+
+    def step(*batches: Tensor) -> None:
+        for take, x, y in zip(steps, batches[::2], batches[1::2], strict=True):
+            take(x, y)
+
+    return step
+
+
+def side_by_side(steps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[..., None]:
+    """Return `in_turn` with each of `steps` on a CUDA stream of its own, where small kernels fill a GPU together.
+
+    It is exact: every step has its own kernels in their own order, and no two touch a tensor in common. A graph
+    that is captured of it forks from the capturing stream into the streams and joins them again.
+    """
+    streams = [torch.cuda.Stream() for _ in steps]
+
+    def step(*batches: Tensor) -> None:
+        trunk = torch.cuda.current_stream()
+        for take, stream, x, y in zip(steps, streams, batches[::2], batches[1::2], strict=True):
+            stream.wait_stream(trunk)  # fork: the batch is there before the step that reads it
+            with torch.cuda.stream(stream):
+                take(x, y)
+        for stream in streams:
+            trunk.wait_stream(stream)  # join: what comes next, on the trunk, comes after every step
+
+    return step
+
+
 def captured(step: Callable[..., None], inputs: Sequence[Tensor], state: Callable[[], dict]) -> Callable[..., None]:
     """Return `step` as one CUDA graph: the same kernels in the same order, launched all at once, so it is exact."""
     buffers, side = [x.clone() for x in inputs], torch.cuda.Stream()

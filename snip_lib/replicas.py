@@ -1,8 +1,10 @@
-"""Many small networks as one computation: R runs of one architecture and one schedule.
+"""Many small networks at once: R runs of one architecture and one schedule, *stacked* or *side by side*.
 
-A figure of Section 5 is 260 LeNets, of which one keeps no GPU busy. The network stays the plain module of `models.py`:
-`torch.func` calls it with weights stacked over R. `train.train` stays the definition, and `train_replicas` is
-tested against it in float64. Each run has its own weights, mask, split, order, labels and rate.
+A figure of Section 5 is 260 LeNets, of which one keeps no GPU busy. Stacked, the network stays the plain module of
+`models.py`: `torch.func` calls it with weights stacked over R. `train.train` stays the definition, and
+`train_replicas` is tested against it in float64. Each run has its own weights, mask, split, order, labels and rate.
+Side by side, where batch norm, augmentation or bf16 forbid that, each run is a `train.Training` of its own, and a
+step of the group is a step of each: `train.train` to the last bit.
 """
 
 import copy
@@ -24,15 +26,23 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from . import train as single
 from .data import BatchOrder, Data, data_folder, load, read_raw, split
-from .devices import arithmetic, fastest, free_memory
+from .devices import arithmetic, fastest, free_memory, in_turn, side_by_side
 from .models import MODELS
 from .saliency import prunable
 
 # What the runs of a group have in common. Rates differ at no cost, so `lr` and its decay are not here.
-SHARED = ("model", "dataset", "pixels", "steps", "batch_size", "optimizer", "momentum", "weight_decay", "decayed")
+SHARED = (
+    *("model", "dataset", "pixels", "steps", "batch_size", "optimizer", "momentum", "weight_decay", "decayed"),
+    *("augment", "precision"),
+)
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as in `torch.optim`
 COMPILE_STEPS = 40_000  # model-steps after which half a minute of compiling has paid; measured on a CPU
 CPU_REPLICAS = 4  # measured: 1.8 times the steps of single runs where compiled, and little more beyond
+# Side by side on a GPU, at most. Estimated for an H200 at batch 128: a step of an AlexNet or a VGG takes 0.6 to 1.5 ms,
+# four to six times its arithmetic, for the kernels of its late layers (images of 1 to 8 pixels a side) are too
+# small to fill the GPU. Those of a wide residual network are not: it is trained alone.
+ABREAST = 8
+LARGE = ("wrn_16_8", "wrn_16_10", "wrn_22_8")
 
 
 # ----------------------------------------------------------------- which runs, how many
@@ -48,13 +58,21 @@ def _plain(model: str) -> nn.Module:
 def together(run) -> tuple | None:
     """Return what the runs that can be trained together with `run` have in common; None if it is trained alone.
 
-    Alone are networks with batch norm, whose statistics are no function of the weights, and runs with masks in the
-    course of training, with augmentation, in bf16 or without a step.
+    Alone are runs with masks in the course of training or without a step, and networks that fill a GPU.
     """
-    by_itself = not run.steps or run.delay or run.every or run.augment != "none" or run.precision != "float32"
-    if by_itself or any(True for _ in _plain(run.model).buffers()):
+    if not run.steps or run.delay or run.every or run.model in LARGE:
         return None
     return tuple(getattr(run, name) for name in SHARED)
+
+
+def stacked(run) -> bool:
+    """Tell whether a group of runs like `run` is stacked; else its networks are trained side by side.
+
+    Those are networks with batch norm, whose statistics are no function of the weights, and runs with augmentation
+    or in bf16.
+    """
+    plain = run.augment == "none" and run.precision == "float32"
+    return plain and not any(True for _ in _plain(run.model).buffers())
 
 
 def pays_to_compile(run, n_replicas: int, device: torch.device) -> bool:
@@ -68,15 +86,16 @@ def pays_to_compile(run, n_replicas: int, device: torch.device) -> bool:
 def how_many(run, device: torch.device | str) -> int:
     """Return R for `run` on this device: as many as fit on a GPU; on a CPU as many as pay, which is mostly one.
 
-    Measured on a CPU: a LeNet-5-Caffe is slower in a group; LeNet-300-100 and the recurrent networks are 1.8
-    times as fast where the step is compiled, and 0.9 to 1.2 times where it is not.
+    Side by side there are at most `ABREAST` on a GPU, and one on a CPU. Measured on a CPU: a LeNet-5-Caffe is
+    slower in a group; LeNet-300-100 and the recurrent networks are 1.8 times as fast where the step is compiled,
+    and 0.9 to 1.2 times where it is not.
     """
     device = torch.device(device)
     if together(run) is None:
         return 1
     if device.type == "cuda":
-        return fitting(run, device)
-    return CPU_REPLICAS if pays_to_compile(run, CPU_REPLICAS, device) else 1
+        return fitting(run, device) if stacked(run) else min(ABREAST, fitting(run, device))
+    return CPU_REPLICAS if stacked(run) and pays_to_compile(run, CPU_REPLICAS, device) else 1
 
 
 def fitting(run, device: torch.device) -> int:
@@ -92,22 +111,29 @@ def memory(run, itemsize: int = 4) -> tuple[int, int]:
     with torch.device("meta"):
         model = MODELS[run.model](shape, raw.n_classes)
         x, y = torch.empty(run.batch_size, *shape), torch.zeros(run.batch_size, dtype=torch.int64)
-    kept_for_backward = 0
+    kept_for_backward, width = 0, 2 if run.precision == "bf16" else itemsize  # of a number in the passes
 
     def weigh(t: Tensor) -> Tensor:
         nonlocal kept_for_backward
-        kept_for_backward += t.numel() * max(t.element_size(), itemsize)
+        kept_for_backward += t.numel() * (width if t.is_floating_point() else max(t.element_size(), itemsize))
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
         F.cross_entropy(model(x), y)
-    weights = sum(p.numel() for p in model.parameters()) * itemsize
-    # Weights, mask, gradient and three that come and go; each moment, and a copy of all that a step changes.
-    copies = 7 + 2 * (2 if run.optimizer == "adam" else 1)
+    weights = sum(t.numel() for t in (*model.parameters(), *model.buffers())) * itemsize
+    # Weights, mask and gradient; each moment, and a copy of all that a step changes.
+    copies = 4 + 2 * (2 if run.optimizer == "adam" else 1)
     tables = 8 * 2 * n + 8 * n // 10
     images = (raw.x_train.numel() + raw.x_test.numel()) * itemsize
-    # Twice the images: one split of them while it scores. Activations, their gradients, and what a convolution unfolds.
-    return 2 * images, copies * weights + 3 * kept_for_backward + tables
+    if stacked(run):
+        # Three more that come and go. Twice the images: one split of them while it scores. Activations, their
+        # gradients, and what a convolution unfolds.
+        return 2 * images, (copies + 3) * weights + 3 * kept_for_backward + tables
+    # Every run has its own split of the images, and its own activations, for all steps are under way at once. While
+    # one scores, in float64, there are six of its size: the network, its gradient, the scores and their order.
+    batches = math.ceil((run.score_examples or run.batch_size) / run.batch_size)
+    scoring = 12 * weights + 2 * kept_for_backward * 8 // width * batches
+    return images + scoring, copies * weights + 2 * kept_for_backward + images + tables
 
 
 # ------------------------------------------------------------------------- set up
@@ -165,10 +191,11 @@ def train_replicas(
     dtype: torch.dtype = torch.float32,
     compiled: bool | None = None,
 ) -> list[dict] | None:
-    """Train `runs` as one computation; return what their rows say, in their order, or None as `train.train` does.
+    """Train `runs` as one group; return what their rows say, in their order, or None as `train.train` does.
 
-    The same as `train.train` of each, up to rounding. A run that diverges has its row and leaves the others alone.
-    `compiled`: whether the whole step is (None: where it pays). A row's `seconds` are its share of the group's.
+    The same as `train.train` of each, up to rounding; side by side, exactly. A run that diverges has its row and
+    leaves the others alone. `compiled`: whether the whole step of stacked runs is (None: where it pays). A row's
+    `seconds` are its share of the group's.
 
     Raises:
         ValueError: runs that cannot be trained together, or more than the memory that is free.
@@ -177,8 +204,8 @@ def train_replicas(
     kinds = {together(run) for run in runs}
     if len(kinds) != 1 or None in kinds:
         raise ValueError(
-            f"Runs in a group share {', '.join(SHARED)} and have no batch norm, no augmentation, no later mask, "
-            "no bf16 and at least one step: these do not."
+            f"Runs in a group share {', '.join(SHARED)} and have at least one step, no later mask, and a network "
+            "that does not fill a GPU by itself: these do not."
         )
     (fixed, each), free = memory(runs[0], dtype.itemsize), free_memory(device)
     if fixed + len(runs) * each > free:
@@ -189,10 +216,15 @@ def train_replicas(
     if compiled is None:
         compiled = pays_to_compile(runs[0], len(runs), device)
     with arithmetic(device):
-        g = begin(runs, device, checkpoint, dtype, compiled)
-        if not single.drive(g, advance, look, functools.partial(save, path=checkpoint), deadline, tick):
+        if stacked(runs[0]):
+            g, work = begin(runs, device, checkpoint, dtype, compiled), (advance, look, save, outcomes)
+        else:
+            work = (advance_each, look_at_each, save_each, outcome_of_each)
+            g = begin_each(runs, device, checkpoint, dtype)
+        take, see, keep, tell = work
+        if not single.drive(g, take, see, functools.partial(keep, path=checkpoint), deadline, tick):
             return None
-        return outcomes(g)
+        return tell(g)
 
 
 def begin(runs: list, device: torch.device, checkpoint: Path | None, dtype: torch.dtype, compiled: bool) -> Group:
@@ -388,3 +420,93 @@ def outcomes(g: Group) -> list[dict]:
     for row, scoring_seconds in zip(rows, at["scoring_seconds"], strict=True):
         row |= {"replicas": n_runs, "scoring_seconds": single.rounded(scoring_seconds), "seconds": share}
     return rows
+
+
+# -------------------------------------------------------------------- side by side
+
+
+@dataclass
+class Abreast:
+    """R runs on their way, each with a network of its own. What changes lies in `members`."""
+
+    members: list[single.Training]
+    began: float
+    learn: Callable[..., None] | None = None  # the fastest form of a step of those that go on, once there is one
+
+    def __post_init__(self):
+        first = self.members[0]
+        self.run, self.loss_sum = first.run, first.loss_sum  # for what they share: the schedule, the device
+        self.orders = [t.orders[0] for t in self.members]
+
+    @property
+    def progress(self) -> dict:
+        """That of the run which came furthest: one that diverged stays where it did."""
+        return max((t.progress for t in self.members), key=lambda progress: progress["step"])
+
+    @property
+    def over(self) -> bool:
+        """Tell whether every run has diverged."""
+        return all(t.over for t in self.members)
+
+    def share(self) -> float:
+        """Return a run's share of the seconds spent on the group, those before it was interrupted included."""
+        before = sum(t.progress["seconds"] for t in self.members)
+        return (before + time.perf_counter() - self.began) / len(self.members)
+
+
+def begin_each(runs: list, device: torch.device, checkpoint: Path | None, dtype: torch.dtype) -> Abreast:
+    """Begin each run as `train.train` does, or go on from the `checkpoint`; runs of one seed share the images."""
+    began, data = time.perf_counter(), {}
+    for run in runs:
+        if run.seed not in data:
+            data[run.seed] = load(run.dataset, seed=run.seed, device=device, pixels=run.pixels)
+    return Abreast([single.begin(run, data[run.seed], checkpoint, dtype, i) for i, run in enumerate(runs)], began)
+
+
+def advance_each(g: Abreast, table: Tensor) -> None:
+    """Take a step on each batch of `table` [steps, R, B] with every run that has not diverged.
+
+    On a GPU all are one graph, each run on a stream of its own; on a CPU they go in turn.
+    """
+    going = [(i, t) for i, t in enumerate(g.members) if not t.over]
+    for chosen in table:
+        batches = [x for i, t in going for x in single.prepare(t, chosen[i])]  # images, labels, images, ...
+        if g.learn is None:
+            kinds = list(zip(*(single.forms(t) for _, t in going), strict=True))  # the fastest of all, ..., the plain
+            on_gpu = [side_by_side(steps) for steps in kinds] if batches[0].is_cuda else []
+            g.learn = fastest(
+                [*on_gpu, in_turn(kinds[-1])],
+                batches,
+                lambda: {f"{i}.{name}": x for i, t in going for name, x in single.state(t).items()},
+            )
+        g.learn(*batches)
+        for _, t in going:
+            t.progress["step"] += 1
+            t.progress["loss_steps"] += 1
+
+
+def look_at_each(g: Abreast) -> None:
+    """Look at every run that goes on; where one diverged, the next step is one of those that are left."""
+    for t in g.members:
+        if not t.over:
+            single.look(t)
+            if t.over:
+                g.learn = None
+
+
+def save_each(g: Abreast, path: Path | None) -> None:
+    """Write one checkpoint of all runs, whole or not at all: its members too, so that it goes on with the same R."""
+    if path:
+        tensors, members, share = {}, [], g.share()
+        for i, t in enumerate(g.members):
+            own, progress = single.snapshot(t)
+            tensors |= {f"{i}.{name}": x for name, x in own.items()}
+            members.append(progress | {"seconds": share})
+        runs = [dataclasses.asdict(t.run) for t in g.members]
+        single.write_checkpoint(path, tensors, {"runs": runs, "step": g.progress["step"], "members": members})
+
+
+def outcome_of_each(g: Abreast) -> list[dict]:
+    """Return what the rows of the runs say, in their order."""
+    rows = [single.finish(t) for t in g.members]
+    return [row | {"replicas": len(rows), "seconds": single.rounded(g.share())} for row in rows]

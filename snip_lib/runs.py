@@ -320,7 +320,7 @@ def device_name(device: torch.device) -> str:
 def make_rows(
     group: list[Run], *, deadline: float = math.inf, tick: Callable[[int], None] = lambda step: None
 ) -> list[dict]:
-    """Train a run, or several as one computation, on the best device here; return their rows.
+    """Train a run, or several as one group, on the best device here; return their rows.
 
     There are none if the `deadline` came first; the group waits in its checkpoint.
     """
@@ -407,7 +407,7 @@ def collect(
     process, each as soon as its run is finished. No run starts or goes on after the time `until` (as
     `time.time()`); it waits in a checkpoint. `cluster`: "" trains in this process, "local" on every core
     or GPU, and "tcp://..." on an existing Dask scheduler, whose workers share `SNIP_CACHE` to lose less
-    than a minute when one is killed. `replicas`: how many small networks to train as one computation;
+    than a minute when one is killed. `replicas`: how many small networks to train as one group;
     0: as many as pay and fit. What is missing afterwards is printed. A run that fails does not stop the
     others; the first error is raised at the end.
     """

@@ -197,30 +197,26 @@ def read_progress(path: Path) -> dict:
         return json.loads(file.metadata()["progress"])
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask | None, progress: dict
-) -> None:
-    """Write weights, optimiser state, mask and curves of one run."""
-    masks = {f"mask.{name}": kept for name, kept in (mask or {}).items()}
-    write_checkpoint(path, _state(model, optimizer) | masks, progress)
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, member: int | None = None
+) -> tuple[Mask | None, dict]:
+    """Restore what `snapshot` held of a run, or of one `member` of a group, whose names begin with its number.
 
-
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mask | None, dict]:
-    """Restore what `save_checkpoint` wrote and return its mask (None before the first one) and its `progress`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    Return its mask (None before the first one) and its `progress`.
+    """
+    own = "" if member is None else f"{member}."
+    parameters, progress = [p for group in optimizer.param_groups for p in group["params"]], read_progress(path)
     with safe_open(path, "pt") as file:
-        weights = {n.removeprefix("model."): file.get_tensor(n) for n in file.keys() if n.startswith("model.")}
-        model.load_state_dict(weights)
-        for n in file.keys():
-            if n.startswith("optimizer."):
-                i, name = n.split(".")[1:]
-                tensor = file.get_tensor(n)
-                p = parameters[int(i)]
-                # Laid out as the parameter is: fused updates of two layouts differ in the last bit.
-                optimizer.state[p][name] = torch.empty_like(p).copy_(tensor) if tensor.dim() else tensor.to(p.device)
-        names = [n for n in prunable(model) if f"mask.{n}" in file.keys()]  # the file's order is the alphabet's
-        mask = {n: file.get_tensor(f"mask.{n}") for n in names}
-        return mask or None, json.loads(file.metadata()["progress"])
+        tensors = {n.removeprefix(own): file.get_tensor(n) for n in file.keys() if n.startswith(own)}
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for n, tensor in tensors.items():
+        if n.startswith("optimizer."):
+            i, name = n.split(".")[1:]
+            p = parameters[int(i)]
+            # Laid out as the parameter is: fused updates of two layouts differ in the last bit.
+            optimizer.state[p][name] = torch.empty_like(p).copy_(tensor) if tensor.dim() else tensor.to(p.device)
+    mask = {n: tensors[f"mask.{n}"] for n in prunable(model) if f"mask.{n}" in tensors}  # a file's order is another
+    return mask or None, progress if member is None else progress["members"][member]
 
 
 def train(
@@ -250,10 +246,7 @@ def train(
         t = begin(run, data, checkpoint, dtype)
         if not drive(t, advance, look, partial(save, path=checkpoint), deadline, tick):
             return None
-        ended = t.progress["diverged_step"]
-        more = afterwards(run, t.model, t.mask, data, ended)
-        seconds = {"scoring_seconds": rounded(t.progress["scoring_seconds"]), "seconds": rounded(t.seconds())}
-        return outcome(run, t.model, t.mask, data, t.progress["curve"], ended) | more | seconds
+        return finish(t)
 
 
 # ------------------------------------------------------------------- score and set up
@@ -308,8 +301,13 @@ class Training:
         return self.progress["seconds"] + time.perf_counter() - self.began
 
 
-def begin(run, data: Data, checkpoint: Path | None = None, dtype: torch.dtype = torch.float32) -> Training:
-    """Score, mask and lay out the network of `run` where the data are; or go on from the `checkpoint`."""
+def begin(
+    run, data: Data, checkpoint: Path | None = None, dtype: torch.dtype = torch.float32, member: int | None = None
+) -> Training:
+    """Score, mask and lay out the network of `run` where the data are; or go on from the `checkpoint`.
+
+    `member` is its number in the checkpoint of a group.
+    """
     began, device = time.perf_counter(), data.x_train.device
     resumed = bool(checkpoint and checkpoint.exists())
     model, mask = (initial_model(run, data), None) if resumed else scored(run, data)
@@ -320,7 +318,7 @@ def begin(run, data: Data, checkpoint: Path | None = None, dtype: torch.dtype = 
     beginning = [p.detach().clone() for p in prunable(model).values()] if run.rewind else []
     optimizer = make_optimizer(run, model)
     if resumed:
-        mask, found = load_checkpoint(checkpoint, model, optimizer)
+        mask, found = load_checkpoint(checkpoint, model, optimizer, member)
         progress |= found  # an older version of the library may have noted less
     masked = _apply(mask, prunable(model), optimizer)
     loss_sum = torch.tensor(progress["loss_sum"], dtype=torch.float64, device=device)
@@ -378,26 +376,42 @@ def examples(orders: list[BatchOrder], steps: range, device: torch.device) -> Te
 
 def advance(t: Training, table: Tensor) -> None:
     """Take a step on each batch of `table` [steps, 1, B]; a mask in the course of training comes before its step."""
-    run, times = t.run, mask_times(t.run)
+    times = mask_times(t.run)
     for chosen in table[:, 0]:
         step = t.progress["step"]
         if step in times and step > 0:
             mask_again(t)
-        x = AUGMENTATIONS[run.augment](t.data.x_train[chosen], generator(run.seed, "augment", step))
-        for group in t.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate_at(run, step))  # a graph reads it there
-            else:
-                group["lr"] = rate_at(run, step)
-        y = t.labels[chosen]
+        x, y = prepare(t, chosen)
         if t.learn is None:
-            forms = [partial(learn, t, t.model)]
-            if x.is_cuda and run.precision == "bf16":
-                forms.insert(0, partial(learn, t, torch.compile(t.model)))
-            t.learn = fastest(forms, (x, y), lambda: _state(t.model, t.optimizer) | {"loss_sum": t.loss_sum})
+            t.learn = fastest(forms(t), (x, y), partial(state, t))
         t.learn(x, y)
         t.progress["step"] += 1
         t.progress["loss_steps"] += 1
+
+
+def prepare(t: Training, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Set the rate of the next step; return its batch of the `chosen` examples [B], the images augmented."""
+    run, step = t.run, t.progress["step"]
+    x = AUGMENTATIONS[run.augment](t.data.x_train[chosen], generator(run.seed, "augment", step))
+    for group in t.optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate_at(run, step))  # a graph reads it there
+        else:
+            group["lr"] = rate_at(run, step)
+    return x, t.labels[chosen]
+
+
+def forms(t: Training) -> list[Callable[[Tensor, Tensor], None]]:
+    """Return `learn` in each form that may work here, the fastest first and the plain one last."""
+    plain = partial(learn, t, t.model)
+    if t.loss_sum.is_cuda and t.run.precision == "bf16":
+        return [partial(learn, t, torch.compile(t.model)), plain]
+    return [plain]
+
+
+def state(t: Training) -> dict[str, Tensor]:
+    """Return everything that `learn` changes, as named tensors (the live ones)."""
+    return _state(t.model, t.optimizer) | {"loss_sum": t.loss_sum}
 
 
 def learn(t: Training, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
@@ -472,8 +486,22 @@ def note(curve: dict, step: int, loss: float, val_error: float, test_error: floa
 def save(t: Training, path: Path | None) -> None:
     """Write the checkpoint of a run."""
     if path:
-        progress = t.progress | {"loss_sum": t.loss_sum.item(), "seconds": t.seconds()}
-        save_checkpoint(path, t.model, t.optimizer, t.mask, progress)
+        write_checkpoint(path, *snapshot(t))
+
+
+def snapshot(t: Training) -> tuple[dict[str, Tensor], dict]:
+    """Return what a checkpoint holds of a run: weights, optimiser state and mask; and its `progress`."""
+    masks = {f"mask.{name}": kept for name, kept in (t.mask or {}).items()}
+    progress = t.progress | {"loss_sum": t.loss_sum.item(), "seconds": t.seconds()}
+    return _state(t.model, t.optimizer) | masks, progress
+
+
+def finish(t: Training) -> dict:
+    """Return what the row of a run says once it is trained."""
+    ended = t.progress["diverged_step"]
+    more = afterwards(t.run, t.model, t.mask, t.data, ended)
+    seconds = {"scoring_seconds": rounded(t.progress["scoring_seconds"]), "seconds": rounded(t.seconds())}
+    return outcome(t.run, t.model, t.mask, t.data, t.progress["curve"], ended) | more | seconds
 
 
 def outcome(

@@ -1,16 +1,24 @@
-"""Runs trained as one computation are the single runs, up to rounding; a stopped group goes on with the same bits."""
+"""Runs trained as one group are the single runs: stacked, up to rounding; side by side, to the last bit.
 
+A stopped group goes on with the same bits.
+"""
+
+import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from snip_lib import data, devices, replicas, robustness, train
+from snip_lib import data, devices, replicas, robustness, runs, train
+from snip_lib.models import MODELS, VGG
 from snip_lib.runs import Run, sweep
 
 SMALL = Run("lenet300", "digits", sparsity=0.9, steps=50, decay_every=20, batch_size=20, lr=0.05)
@@ -174,6 +182,134 @@ def test_a_group_stopped_anywhere_ends_with_the_same_bits(optimizer, tmp_path):
     check_a_stopped_group_ends_with_the_same_bits(runs, tmp_path, [100, 300])
 
 
+# ----------------------------------------------------------------------- side by side
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Return a run with batch norm, augmentation and bf16: a VGG of eight channels on a CIFAR-10 of eighty images."""
+    monkeypatch.setitem(MODELS, "vgg_like", functools.partial(VGG, stages=(((8, 3),),) * 5, hidden=1))
+    monkeypatch.setenv("SNIP_DATA", str(tmp_path / "tiny"))  # data sets are kept by folder
+    chance = data.generator(0, "tiny")
+    x = torch.randint(256, (80, 3, 32, 32), generator=chance, dtype=torch.uint8)
+    y = torch.arange(80) % 10
+    monkeypatch.setitem(data.DATASETS, "cifar10", lambda folder: data.Raw(x[:60], y[:60], x[60:], y[60:]))
+    short = {"steps": 8, "decay_every": 3, "batch_size": 6, "lr": 0.01}
+    return Run("vgg_like", "cifar10", sparsity=0.9, augment="standard", precision="bf16", **short)
+
+
+def check_side_by_side_is_alone(runs, folder, **options):
+    """Compare the bits of the last checkpoint, and the rows, of a group with those of its runs alone."""
+    outcomes, tensors = grouped(runs, folder, torch.float32, **options)
+    assert {name.partition(".")[0] for name in tensors} == {str(i) for i in range(len(runs))}
+    for i, (run, ours) in enumerate(zip(runs, outcomes, strict=True)):
+        path = folder / f"{run.key}.safetensors"
+        theirs, expected = train.train(run, checkpoint=path), load_file(path)
+        own = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
+        assert own.keys() == expected.keys()
+        for name, t in expected.items():
+            torch.testing.assert_close(own[name], t, rtol=0, atol=0, equal_nan=True)
+        assert {k: v for k, v in ours.items() if k not in UNTIMED} == {
+            k: v for k, v in theirs.items() if k not in UNTIMED
+        }
+        assert ours["replicas"] == len(runs)
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"precision": "float32", "augment": "code", "optimizer": "adam", "lr": 0.001},
+        {"model": "lenet5", "augment": "shift"},
+        pytest.param({"model": "alexnet_s"}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_side_by_side_every_run_is_the_run_alone_to_the_last_bit(other, tiny, tmp_path):
+    run = dataclasses.replace(tiny, **other)
+    dense, odd = dataclasses.replace(run, sparsity=0.0), dataclasses.replace(run, seed=1, random_labels=True, decay=0.5)
+    check_side_by_side_is_alone([run, odd, dense], tmp_path)
+
+
+def test_side_by_side_the_order_of_the_runs_is_that_of_their_rows(tiny, tmp_path):
+    members = sweep(dataclasses.replace(tiny, model="lenet300"), seed=[2, 0, 1])
+    rows, turned = (
+        [{k: v for k, v in row.items() if k not in UNTIMED} for row in replicas.train_replicas(group)]
+        for group in (members, members[::-1])
+    )
+    assert rows == turned[::-1] and rows[0] != rows[1]
+
+
+def test_side_by_side_seconds_are_a_share_of_those_of_the_group(tiny):
+    whole = time.perf_counter()
+    rows = replicas.train_replicas(sweep(dataclasses.replace(tiny, model="lenet300"), seed=range(3)))
+    whole = time.perf_counter() - whole
+    assert len({row["seconds"] for row in rows}) == 1 and 0 < 3 * rows[0]["seconds"] <= whole * 1.01
+
+
+@pytest.mark.parametrize("model", ["vgg_like", "lenet300"])
+def test_side_by_side_a_group_stopped_anywhere_ends_with_the_same_bits(model, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CLOCK_S", 0.0)  # so that it may stop at any step
+    run = dataclasses.replace(tiny, model=model)
+    members = [run, dataclasses.replace(run, seed=1, sparsity=0.0)]
+    if model == "lenet300":
+        members.append(dataclasses.replace(run, lr=1e30))  # diverges before the first stop
+    check_a_stopped_group_ends_with_the_same_bits(members, tmp_path, [3, 4, 7])
+
+
+def test_side_by_side_a_run_that_diverges_has_its_row_and_leaves_the_others_alone(tiny, tmp_path):
+    members = sweep(dataclasses.replace(tiny, model="lenet300"), seed=range(3))
+    members[1] = dataclasses.replace(members[1], lr=1e30)
+    rows = check_side_by_side_is_alone(members, tmp_path)
+    assert [row["diverged_step"] is None for row in rows] == [True, False, True]
+    assert rows[1]["diverged_step"] < 8 and rows[1]["diverged"]
+    json.dumps(rows, allow_nan=False)
+
+
+def test_side_by_side_a_group_that_diverged_whole_ends_there(tiny, tmp_path):
+    wild = sweep(dataclasses.replace(tiny, model="lenet300", lr=1e30), seed=range(2))
+    seen = []
+    rows = check_side_by_side_is_alone(wild, tmp_path, tick=seen.append)
+    assert seen[-1] == max(row["diverged_step"] for row in rows) < 8
+
+
+def test_side_by_side_a_checkpoint_that_cannot_be_written_loses_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)  # at every look, which is at every step here
+    members = sweep(dataclasses.replace(tiny, model="lenet300"), seed=range(2))
+    save_file, calls = train.save_file, itertools.count()
+
+    def full_at_the_third(tensors, path, metadata):
+        if next(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError("No space left on device")
+        save_file(tensors, path, metadata)
+
+    (tmp_path / "group").mkdir()
+    path = tmp_path / "group" / "group.safetensors"
+    monkeypatch.setattr(train, "save_file", full_at_the_third)
+    with pytest.raises(OSError, match="No space left"):
+        replicas.train_replicas(members, checkpoint=path)
+    assert list(path.parent.iterdir()) == [path] and train.read_progress(path)["step"] == 2
+    (tmp_path / "group.safetensors").write_bytes(path.read_bytes())
+    check_side_by_side_is_alone(members, tmp_path)
+
+
+def test_side_by_side_groups_are_collected_and_wait_as_others_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("SNIP_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SNIP_CACHE", str(tmp_path / "cache"))
+    three = sweep(dataclasses.replace(SMALL, augment="shift", steps=12), seed=range(3))
+    assert runs.make_rows(three[:2], deadline=0.0) == []
+    assert list(runs.waiting_groups()) == [three[:2]]
+    table = runs.collect(three, "chapter", train_missing=True, replicas=3)
+    assert list(table["replicas"]) == [2, 2, 1] and not list((tmp_path / "cache").glob("*"))
+    for run, row in zip(three, table.to_dict("records"), strict=True):
+        expected = train.train(run)
+        assert {k: row[k] for k in expected if k not in UNTIMED} == {
+            k: v for k, v in expected.items() if k not in UNTIMED
+        }
+
+
 # ------------------------------------------------------------------------- fast forms
 
 
@@ -239,6 +375,64 @@ def test_what_a_gpu_replays_reads_nothing_but_its_buffers_and_leaves_no_trace_of
     assert all(torch.equal(tensors[name], t) for name, t in expected_group.items())
 
 
+@pytest.fixture
+def streams(monkeypatch):
+    """Put CUDA's streams on record, without a GPU: return what they were told, and the stream in use."""
+    told = []
+
+    class Stream(str):
+        def __new__(cls):
+            return super().__new__(cls, f"side {sum(words[0] == 'made' for words in told)}")
+
+        def __init__(self):
+            told.append(("made", self))
+
+        def wait_stream(self, other):
+            told.append((self, "waits for", other))
+
+    trunk = str.__new__(Stream, "trunk")
+    current = [trunk]
+
+    @contextlib.contextmanager
+    def on(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    return told, current
+
+
+def test_every_side_stream_forks_from_the_trunk_and_all_join_it_at_the_end(streams):
+    told, current = streams
+    steps = [lambda x, y, i=i: told.append((current[-1], "takes", i, x, y)) for i in range(3)]
+    step = devices.side_by_side(steps)
+    del told[:]
+    for _ in range(2):  # as often as one likes, on the same streams
+        step(*"abcdef")
+    forked = [
+        *(("side 0", "waits for", "trunk"), ("side 0", "takes", 0, "a", "b")),
+        *(("side 1", "waits for", "trunk"), ("side 1", "takes", 1, "c", "d")),
+        *(("side 2", "waits for", "trunk"), ("side 2", "takes", 2, "e", "f")),
+    ]
+    assert told == 2 * [*forked, *(("trunk", "waits for", f"side {i}") for i in range(3))]
+    assert current == ["trunk"]
+    with pytest.raises(ValueError, match="zip"):
+        step(*"abcd")  # a step without a batch
+
+
+def test_what_a_gpu_replays_side_by_side_leaves_no_trace_of_the_warm_up(streams, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(replicas, "fastest", through_buffers)
+    monkeypatch.setattr(replicas, "in_turn", devices.side_by_side)
+    check_side_by_side_is_alone(sweep(tiny, seed=range(2)), tmp_path)
+    (tmp_path / "group.safetensors").unlink()
+    wild = sweep(dataclasses.replace(tiny, model="lenet300", optimizer="adam"), seed=range(3))
+    wild[0] = dataclasses.replace(wild[0], lr=1e30)
+    assert check_side_by_side_is_alone(wild, tmp_path)[0]["diverged"]  # after which there is another graph, of two
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
@@ -259,6 +453,18 @@ def test_a_gpu_trains_what_a_cpu_trains(model, optimizer, tmp_path):
 
 
 @needs_gpu
+@pytest.mark.parametrize("model", ["alexnet_s", "vgg_c"])
+def test_a_gpu_trains_side_by_side_what_it_trains_alone(model, tiny, tmp_path):
+    members = sweep(dataclasses.replace(tiny, model=model, precision="float32"), sparsity=[0.0, 0.9], seed=range(2))
+    _, tensors = grouped(members, tmp_path, device="cuda")
+    for i, run in enumerate(members):
+        for name, t in alone(run, tmp_path, device="cuda")[1].items():
+            torch.testing.assert_close(tensors[f"{i}.model.{name}"], t, rtol=0, atol=1e-9)
+    rows = replicas.train_replicas(sweep(tiny, seed=range(3)), device="cuda")  # bf16, compiled; a warning is an error
+    assert all(math.isfinite(row["train_loss"]) for row in rows)
+
+
+@needs_gpu
 @pytest.mark.parametrize("precision", train.PRECISIONS)
 def test_a_gpu_trains_batch_norm_as_one_graph_without_a_warning(precision, tmp_path):
     run = dataclasses.replace(SMALL, model="alexnet_s", augment="standard", precision=precision)
@@ -272,7 +478,7 @@ def test_a_gpu_trains_batch_norm_as_one_graph_without_a_warning(precision, tmp_p
 @pytest.mark.parametrize(
     "other",
     [
-        *({"model": "vgg_d"}, {"model": "wrn_16_8"}, {"augment": "shift"}, {"delay": 5}, {"precision": "bf16"}),
+        *({"model": "wrn_16_8"}, {"model": "wrn_16_10", "augment": "standard", "precision": "bf16"}, {"delay": 5}),
         *({"steps": 0}, {"every": 5, "rounds": 3}),
     ],
     ids=str,
@@ -289,6 +495,30 @@ def test_what_cannot_be_trained_together_is_trained_alone(other):
 def test_a_group_has_one_architecture_and_one_schedule(other):
     with pytest.raises(ValueError, match="Runs in a group share"):
         replicas.train_replicas([SMALL, dataclasses.replace(SMALL, **other)])
+
+
+@pytest.mark.parametrize("other", [{"augment": "shift"}, {"precision": "bf16"}, {"model": "alexnet_s"}], ids=str)
+def test_what_cannot_be_stacked_goes_side_by_side_on_a_gpu_as_far_as_it_pays_and_fits(other, monkeypatch):
+    run = dataclasses.replace(SMALL, steps=125_000, **other)
+    assert replicas.stacked(SMALL) and not replicas.stacked(run) and replicas.together(run)
+    assert replicas.how_many(run, "cpu") == 1
+    fixed, each = replicas.memory(run)
+    for n, expected in ((100, replicas.ABREAST), (5, 5), (0, 1)):
+        monkeypatch.setattr(replicas, "free_memory", lambda device, n=n: (fixed + (n + 0.5) * each) / 0.8)
+        assert replicas.how_many(run, "cuda") == expected
+    monkeypatch.setattr(replicas, "free_memory", lambda device: fixed + 3.5 * each)
+    with pytest.raises(ValueError, match=r"20 replicas of .* take about .* GB .* ask for at most 3"):
+        replicas.train_replicas(sweep(run, seed=range(20)))
+
+
+def test_the_memory_of_a_run_counts_its_batch_norm_and_its_bf16():
+    run = dataclasses.replace(SMALL, model="alexnet_s")
+    (fixed, each), (half_fixed, half) = (replicas.memory(r) for r in (run, dataclasses.replace(run, precision="bf16")))
+    assert half < each < 2 * half
+    assert half_fixed == pytest.approx(fixed, rel=0.05)  # scores are float64 in either case
+    norms = train.initial_model(run, data.load("digits"))
+    kept_by_norms = run.batch_size * 4 * (96 * 14**2 + 256 * 7**2)  # the inputs of the first two
+    assert each > kept_by_norms + 4 * 4 * sum(t.numel() for t in norms.state_dict().values())
 
 
 def test_a_cpu_takes_groups_where_they_were_measured_to_pay(monkeypatch):
@@ -319,7 +549,8 @@ from pathlib import Path
 from snip_lib import replicas
 from snip_lib.runs import Run, sweep
 model, n, optimizer = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-run = Run(model, "digits", sparsity=0.9, steps=2, decay_every=2, optimizer=optimizer, lr=0.001)
+augment = "shift" if model == "alexnet_s" else "none"
+run = Run(model, "digits", sparsity=0.9, steps=2, decay_every=2, optimizer=optimizer, lr=0.001, augment=augment)
 peak = lambda: next(int(s.split()[1]) for s in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in s)
 replicas.train_replicas(sweep(run, seed=range(1)))  # what is loaded once is not the group's
 before = peak()
@@ -331,7 +562,9 @@ print(1024 * (peak() - before), fixed + n * each)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 @pytest.mark.parametrize(
-    ("model", "n", "optimizer"), [("lenet300", 40, "sgd"), ("lenet300", 30, "adam"), ("lenet5", 8, "sgd")]
+    ("model", "n", "optimizer"),
+    [("lenet300", 40, "sgd"), ("lenet300", 30, "adam"), ("lenet5", 8, "sgd")]
+    + [pytest.param("alexnet_s", 6, "sgd", marks=pytest.mark.long)],
 )
 def test_the_peak_memory_stays_within_what_r_was_chosen_for(model, n, optimizer):
     done = subprocess.run([sys.executable, "-c", MEASURE, model, str(n), optimizer], capture_output=True, text=True)
