@@ -80,6 +80,18 @@ def test_the_last_step_counts_so_that_one_step_is_an_attack(norm):
     assert not torch.equal(pgd(model, x, y, eps=eps, norm=norm, steps=1, restarts=1), x)
 
 
+@NORMS
+def test_a_step_is_two_and_a_half_of_its_share_of_the_radius(norm):
+    """The first step beyond the edge is what comes back: of steps of 0.025 towards an edge at 0.03, the second."""
+
+    class Edge(nn.Module):
+        def forward(self, x):
+            return torch.stack([torch.zeros(len(x)), x.flatten() - 0.53], 1)
+
+    near = pgd(Edge(), torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.long), eps=0.1, norm=norm, steps=10)
+    assert near.item() == pytest.approx(0.55, abs=1e-6)
+
+
 def test_an_attack_has_forty_steps():
     torch.manual_seed(0)
     model, x = LeNet300(), torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
