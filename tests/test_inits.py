@@ -44,6 +44,15 @@ def test_initial_weights_of_the_committed_rows_never_change(name, seed):
     assert digest.hexdigest()[:16] == GOLDEN[name, seed]
 
 
+def test_random_biases_of_the_committed_rows_never_change_and_have_the_sd_of_their_weights():
+    model = MODELS["lenet300"]()
+    initialise(model, "vs_x", generator(0, "init"), bias_init="random")
+    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict().values()))
+    assert digest.hexdigest()[:16] == "30159bdfaeebb222"
+    initialise(model, "rn", generator(0, "init"), sd=0.01, bias_init="random")
+    assert 0.008 < model.fc1.bias.std() < 0.012
+
+
 def test_every_initialiser_has_its_variance_here():
     assert list(INITS) == list(VARIANCE)
 

@@ -92,6 +92,33 @@ def test_a_step_is_two_and_a_half_of_its_share_of_the_radius(norm):
     assert near.item() == pytest.approx(0.55, abs=1e-6)
 
 
+def test_a_network_that_cannot_decide_is_not_turned_yet():
+    class Torn(nn.Module):
+        def forward(self, x):
+            return torch.stack([torch.full((len(x),), 0.5), x.flatten()], 1)
+
+    near = pgd(Torn(), torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.long), eps=0.1)
+    assert near.item() > 0.5
+
+
+@NORMS
+def test_other_starts_lie_on_all_sides_and_out_to_the_edge_of_the_ball(norm):
+    starts = []
+
+    class Still(nn.Module):
+        def forward(self, x):
+            starts.append(x.detach().clone())
+            return torch.stack([1 + 0 * x.flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
+
+    x = torch.full((50, 1, 5, 5), 0.5)
+    pgd(Still(), x, torch.zeros(50, dtype=torch.long), eps=0.1, norm=norm, steps=1, restarts=2)
+    assert len(starts) == 4 and torch.equal(starts[0], x)
+    change = (starts[2] - x).flatten(1)
+    size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    assert size.max() <= 0.1 + 1e-6 and size.max() > 0.099 and abs(change.mean()) < 0.01 * size.mean() + 0.005
+    assert (change > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
 def test_an_attack_has_forty_steps():
     torch.manual_seed(0)
     model, x = LeNet300(), torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))

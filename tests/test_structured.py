@@ -12,7 +12,7 @@ import snip_lib as snip
 from snip_lib.masks import n_kept
 from snip_lib.models import VGG, LeNet5, LeNet300, WideResNet
 from snip_lib.saliency import connection_gradients
-from snip_lib.structured import gate_gradients, mask_of_units, measure, read_under, shrink, units_of
+from snip_lib.structured import gate_gradients, keep_units, mask_of_units, measure, read_under, shrink, units_of
 
 F64 = {"dtype": torch.float64}
 
@@ -181,6 +181,15 @@ def test_every_layer_keeps_a_unit_even_where_all_its_scores_are_the_lowest():
     assert sum(kept.values()) == 14 and min(kept.values()) == 1
 
 
+def test_a_layer_keeps_the_best_of_the_units_that_it_still_has():
+    scores = {"a": torch.tensor([9.0, 1.0]), "b": torch.tensor([5.0, 4.0, 3.0])}
+    among = {"a": torch.tensor([False, True]), "b": torch.tensor([True, True, True])}
+    kept = keep_units(scores, 0.6, among=among)
+    assert kept["a"].tolist() == [False, True] and kept["b"].tolist() == [True, False, False]
+    kept = keep_units({"a": torch.tensor([2.0, 2.0, 2.0]), "b": torch.tensor([1.0, 0.0])}, 0.6)  # whatever ties
+    assert kept["a"].tolist() == [True, False, False] and kept["b"].tolist() == [True, False]
+
+
 @pytest.mark.parametrize("schedule", ["snip_it", "exponential", "force"])
 def test_rounds_are_nested_unless_units_may_return(schedule):
     model, x, y = build("vgg")
@@ -266,6 +275,13 @@ def test_units_that_a_shortcut_adds_are_one():
     assert set(stream.read) == {f"blocks.group3_block1.{n}.weight" for n in ("conv1", "shortcut")}
 
 
+def test_a_depthwise_filter_is_one_with_the_unit_that_it_reads():
+    model, x, _ = build("depthwise")
+    units = units_of(model, x)
+    assert set(units["2"].written) == {"2.weight", "5.weight"} and set(units["2"].read) == {"7.weight"}
+    assert {name: layer.n for name, layer in units.items()} == {"2": 10, "7": 5}
+
+
 def test_random_units_are_a_control_that_the_generator_decides():
     model, x, y = build("lenet5")
 
@@ -338,6 +354,15 @@ def test_units_that_an_ordinary_mask_leaves_unread_go_too():
     torch.testing.assert_close(small(x), masked(x), rtol=1e-5, atol=1e-6)
     assert small.fc1.out_features == int(live["fc2.weight"].any(0).sum()) < 300
     assert (small.fc1.weight == 0).float().mean() > 0.9  # the other zeros stay
+
+
+def test_of_a_layer_that_nobody_reads_one_unit_stays():
+    model, x, _ = build("lenet300")
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in snip.prunable(model).items()}
+    mask["fc3.weight"][:] = False
+    small = shrink(model, mask, x)
+    assert small.fc2.out_features == 1
+    torch.testing.assert_close(small(x), snip.apply_mask(model, mask)(x))
 
 
 def test_the_cost_of_a_network_is_counted_and_falls():
