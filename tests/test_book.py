@@ -207,6 +207,19 @@ def test_every_internal_link_leads_somewhere(facts, pages, html):
                 assert anchor in ids[target], (page.name, link)
 
 
+def test_each_table_and_figure_of_the_paper_is_one_click_away(browser, html, root):
+    """Each stands in a title of the contents and, with links to its place, on the first page."""
+    browser.open((html / "book/intro.html").as_uri(), WIDTHS["desktop"], "light")
+    count = """(what) => [...document.querySelectorAll("article tr")]
+      .filter((line) => line.cells[0].textContent.trim() === what)
+      .map((line) => line.querySelectorAll("a[href*='#']").length)"""
+    titles = (root / "book/_toc.yml").read_text()
+    for what in ("Figure 1", "Figure 2", "Figure 3", "Figure 4", "Table 1", "Table 2", "Table 3"):
+        answer = browser.ask("Runtime.evaluate", expression=f"({count})('{what}')", returnByValue=True)
+        (links,) = answer["result"]["value"]
+        assert links and what in titles, what
+
+
 def test_chapters_offer_colab_binder_and_download(facts, pages, build):
     url, ref = build.page_address()
     for page in (page for page in pages if page.parent.name == "notebooks"):
