@@ -416,8 +416,8 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
 
     fewest, left_out = min(test.n for test in tests), sum(test.left_out for test in tests)
     limits = {
-        f"only {fewest} seeds": fewest < int(line["min_n"]),
-        f"{left_out} diverged runs": left_out > 0,
+        f"only {counted(fewest, 'seed')}": fewest < int(line["min_n"]),
+        f"{counted(left_out, 'diverged run')}": left_out > 0,
         f"the {profile} profile": profile != "paper" and not own_length(line),
         "a dense network not shown to agree with the paper's": not _baseline_agrees(line, profile, find),
     }
@@ -439,6 +439,11 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     if limits:
         evidence += f"; limited by {', '.join(limits)}"
     return verdict(words, tests, evidence, met == len(tests), limits)
+
+
+def counted(n: int, thing: str) -> str:
+    """Return "1 seed", "2 seeds"."""
+    return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
 def _words(line: pd.Series) -> str:

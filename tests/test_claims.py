@@ -345,7 +345,7 @@ def test_differs_is_about_the_training_loss_in_either_direction(world):
         assert world.judge("X1").verdict.startswith(verdict), shift
     world.add(STEPS, train_loss=plus(losses, 0.2), test_error=90.0, diverged=[True, *[False] * 4])
     held = world.judge("X1")
-    assert held.n == 4 and held.verdict == "in part" and "1 diverged runs" in held.evidence
+    assert held.n == 4 and held.verdict == "in part" and "1 diverged run" in held.evidence
 
 
 def test_a_difference_in_either_direction_is_tested_on_both_sides(world):
@@ -423,7 +423,7 @@ def test_fits_asks_every_seed(world):
     world.add(run, train_loss=[0.01, 0.02, 0.03])
     world.add(dataclasses.replace(run, sparsity=0.99), train_loss=[0.01])
     held = world.judge("X1", profile="short")  # its own length: the profile changes nothing
-    assert held.verdict == "in part" and held.evidence.endswith("limited by only 1 seeds") and held.profile == "own"
+    assert held.verdict == "in part" and held.evidence.endswith("limited by only 1 seed") and held.profile == "own"
     world.add(dataclasses.replace(run, sparsity=0.99), train_loss=[0.01, 0.02, 0.03])
     assert world.judge("X1").verdict == "reproduced"
     world.add(dataclasses.replace(run, sparsity=0.99), train_loss=[0.01, 0.02, 0.05])
