@@ -117,6 +117,11 @@ def test_other_starts_lie_on_all_sides_and_out_to_the_edge_of_the_ball(norm):
     size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
     assert size.max() <= 0.1 + 1e-6 and size.max() > 0.099 and abs(change.mean()) < 0.01 * size.mean() + 0.005
     assert (change > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    starts.clear()
+    x = x[:, :, :1, :1]  # where draws from [-1, 1] may be shorter than the radius
+    pgd(Still(), x, torch.zeros(50, dtype=torch.long), eps=0.4, norm=norm, steps=1, restarts=2)
+    sizes = (starts[2] - x).abs()
+    assert sizes.max() <= 0.4 + 1e-6 and (sizes.min() > 0.399) == (norm == "l2")
 
 
 def test_an_attack_has_forty_steps():

@@ -90,6 +90,7 @@ def test_what_decides_only_the_mask_names_a_pruned_network_and_no_dense_one():
 def test_the_last_mask_comes_before_the_last_step():
     late = {"sparsity": 0.9, "steps": 60, "delay": 20, "rounds": 3}
     assert Run("lenet5", "mnist", every=19, **late).every == 19  # at 20, 39 and 58
+    assert Run("lenet5", "mnist", steps=60, delay=60) == Run("lenet5", "mnist", steps=60)  # dense: it has no mask
     with pytest.raises(ValueError, match="masks comes before the end"):
         Run("lenet5", "mnist", every=20, **late)
 
@@ -163,6 +164,9 @@ def test_short_is_a_tenth_of_the_paper_with_the_same_shape_of_schedule():
         "smoke", sweep(dataclasses.replace(paper, score_examples=10_000, sparsity=0.9), seed=range(5))
     )
     assert (smoke.dataset, smoke.seed, smoke.steps, smoke.score_examples) == ("digits", 0, 60, 500)
+    early = dataclasses.replace(paper, sparsity=0.9, rounds=3, delay=100, every=200)
+    (smoke,) = at_profile("smoke", [early])
+    assert (smoke.delay, smoke.every) == (1, 1)  # still in the course of training, and one after the other
     with pytest.raises(ValueError, match="Unknown profile 'long': choose one of smoke, short, paper"):
         at_profile("long", [paper])
 
