@@ -208,6 +208,16 @@ def test_a_key_occurs_once_in_the_whole_folder(tmp_path):
         read_rows(tmp_path)
 
 
+def test_who_reads_a_file_while_it_is_written_sees_the_old_rows_whole(tmp_path):
+    path = tmp_path / "chapter.jsonl"
+    write_row(a_row(SMALL), path)
+    before = path.read_text()
+    with path.open() as reader:
+        write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
+        assert reader.read() == before
+    assert len(read_rows(tmp_path)) == 2
+
+
 def _write_many(path, seeds):
     for seed in seeds:
         write_row(a_row(dataclasses.replace(SMALL, seed=seed)), path)
@@ -280,6 +290,14 @@ def test_collect_says_what_is_missing_and_trains_only_that(folders, capsys):
     assert (folders / "results/chapter.jsonl").read_text() == first
     assert len(read_rows(folders / "results")) == 4
     assert not list((folders / "cache").glob("*"))  # a finished run leaves no checkpoint
+
+
+def test_a_group_writes_no_row_that_another_chapter_has_already(folders, monkeypatch):
+    two = sweep(SMALL, seed=range(2))
+    write_row(a_row(two[0]), folders / "results/another.jsonl")
+    monkeypatch.setattr(runs, "_work", lambda *_: iter([(two, [a_row(run) for run in two])]))
+    assert len(collect(two, "chapter", train_missing=True)) == 2
+    assert len(read_rows(folders / "results")) == 2  # which refuses a key that occurs twice
 
 
 def test_rows_say_everything_about_where_they_come_from(folders):
