@@ -313,6 +313,21 @@ def test_no_run_starts_after_the_budget_is_spent(folders, capsys):
     assert "1 of 1 runs have no row yet" in capsys.readouterr().out
 
 
+def test_after_the_budget_nothing_is_even_scored(folders, monkeypatch):
+    monkeypatch.setattr(runs, "make_rows", lambda *_, **__: pytest.fail("a run was started"))
+    assert collect([SMALL], "chapter", train_missing=True, until=time.time() - 1).empty
+
+
+def test_a_run_that_is_asked_for_twice_is_one_row(folders):
+    write_row(a_row(SMALL), folders / "results/chapter.jsonl")
+    assert len(rows_of([SMALL, SMALL])) == len(collect([SMALL, SMALL], "chapter")) == 1
+
+
+def test_what_is_missing_is_named_by_ranges_of_seeds(folders, capsys):
+    collect(sweep(SMALL, seed=[0, 1, 2, 7]), "chapter")
+    assert "4 of 4 runs have no row yet: lenet300 digits snip 0.0, seeds 0-2, 7." in capsys.readouterr().out
+
+
 def test_an_existing_row_gains_new_fields_with_their_defaults(folders):
     row = a_row(SMALL)
     del row["random_labels"]
@@ -378,6 +393,16 @@ def test_a_run_that_fails_stops_no_other_and_is_told(folders, monkeypatch, capsy
     told = capsys.readouterr().err
     assert "2/3" in told and "0 diverged, 1 failed" in told and "1 x lenet300" in told
     assert list(rows_of(three)["seed"]) == [0, 2]
+
+
+def test_a_group_that_fails_counts_each_of_its_runs(folders, monkeypatch, capsys):
+    def fails(group, **options):
+        raise ValueError("this group fails")
+
+    monkeypatch.setattr(runs, "train_replicas", fails)
+    with pytest.raises(ValueError, match="this group fails"):
+        collect(sweep(SMALL, seed=range(3)), "chapter", train_missing=True, replicas=3)
+    assert "0 diverged, 3 failed" in capsys.readouterr().err
 
 
 def test_what_would_meet_every_run_stops_at_once(folders, monkeypatch):
