@@ -574,6 +574,33 @@ def test_live_paths_are_what_removal_finds(make, shape, seed):
     assert 0 < sum(int(k.sum()) for k in expected.values()) < sum(int(mask[n].sum()) for n in expected)
 
 
+class Difference(nn.Module):
+    """A rectifier of a difference, which is below 0 where all weights are alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.a(x) - 2 * self.b(x)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Difference,
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (1, 6)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(3, 2)),
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 2)),
+    ],
+    ids=["rectifier", "maximum", "batch norm of one example"],
+)
+def test_nothing_between_two_layers_hides_a_path(make):
+    model = make()
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in snip.prunable(model).items()}
+    live = snip.on_live_path(model, mask, torch.ones(1, 4))
+    assert all(live[name].all() for name in mask)
+
+
 def test_paths_do_not_fade_or_overflow_in_a_deep_net():
     model = nn.Sequential(*[nn.Linear(50, 50, bias=False) for _ in range(300)])
     mask = {name: torch.eye(50).bool() for name in snip.prunable(model)}
