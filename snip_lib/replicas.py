@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
@@ -395,11 +394,9 @@ def save(g: Group, path: Path | None) -> None:
 
 def restore(g: Group, path: Path) -> None:
     """Go on where `save` left a group, with the same bits."""
-    with safe_open(path, "pt") as file:
-        for name, t in g.state().items():
-            t.copy_(file.get_tensor(name))
-        for name, m in g.masks.items():
-            m.copy_(file.get_tensor(f"mask.{name}"))
+    tensors = single.read_checkpoint(path)
+    for name, t in (g.state() | {f"mask.{name}": m for name, m in g.masks.items()}).items():
+        t.copy_(tensors[name])
     g.progress = single.read_progress(path)
     g.compiled = g.progress["compiled"]
     g.loss_sum.copy_(torch.tensor(g.progress["loss_sum"], dtype=torch.float64))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from snip_lib import data, inits, models, saliency, train
 from snip_lib.runs import Run, at_profile
@@ -20,7 +19,7 @@ def weights_after(run, folder):
     """Train `run` and return (outcome, its final tensors by name)."""
     checkpoint = folder / f"{run.key}.safetensors"
     outcome = train.train(run, checkpoint=checkpoint)
-    return outcome, load_file(checkpoint)
+    return outcome, train.read_checkpoint(checkpoint)
 
 
 def masks_in(tensors):

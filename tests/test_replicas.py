@@ -15,7 +15,6 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from snip_lib import data, devices, replicas, robustness, runs, train
 from snip_lib.models import MODELS, VGG
@@ -40,7 +39,7 @@ def alone(run, folder, **options):
     """Train `run` by the definition, in float64; return (outcome, final weights by name)."""
     path = folder / f"{run.key}.safetensors"
     outcome = train.train(run, checkpoint=path, dtype=torch.float64, **options)
-    tensors = load_file(path)
+    tensors = train.read_checkpoint(path)
     return outcome, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
 
 
@@ -48,7 +47,7 @@ def grouped(runs, folder, dtype=torch.float64, **options):
     """Train `runs` as a group; return (outcomes, final tensors by name)."""
     path = folder / "group.safetensors"
     outcomes = replicas.train_replicas(runs, checkpoint=path, dtype=dtype, **options)
-    return outcomes, load_file(path)
+    return outcomes, train.read_checkpoint(path)
 
 
 def growth(run, weights):
@@ -119,7 +118,7 @@ def test_a_group_is_the_single_runs_for_a_thousand_steps(tmp_path):
 def test_a_replica_that_diverges_has_its_row_and_leaves_the_others_alone(tmp_path):
     runs = sweep(dataclasses.replace(SMALL, steps=250, decay_every=250), seed=range(3))
     tame, _ = grouped(runs, tmp_path)
-    before = load_file(tmp_path / "group.safetensors")
+    before = train.read_checkpoint(tmp_path / "group.safetensors")
     (tmp_path / "group.safetensors").unlink()
     wild = dataclasses.replace(runs[1], lr=1e6)
     outcomes, after = grouped([runs[0], wild, runs[2]], tmp_path)
@@ -204,7 +203,7 @@ def check_side_by_side_is_alone(runs, folder, **options):
     assert {name.partition(".")[0] for name in tensors} == {str(i) for i in range(len(runs))}
     for i, (run, ours) in enumerate(zip(runs, outcomes, strict=True)):
         path = folder / f"{run.key}.safetensors"
-        theirs, expected = train.train(run, checkpoint=path), load_file(path)
+        theirs, expected = train.train(run, checkpoint=path), train.read_checkpoint(path)
         own = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
         assert own.keys() == expected.keys()
         for name, t in expected.items():
@@ -582,7 +581,7 @@ def test_bf16_is_for_the_passes_and_leaves_weights_scores_and_evaluation_in_floa
     outcomes, tensors = [], []
     for each in (SMALL, run):
         outcomes.append(train.train(each, checkpoint=tmp_path / f"{each.key}.safetensors"))
-        tensors.append(load_file(tmp_path / f"{each.key}.safetensors"))
+        tensors.append(train.read_checkpoint(tmp_path / f"{each.key}.safetensors"))
     assert all(t.dtype in (torch.float32, torch.bool) for t in tensors[1].values())
     assert outcomes[0]["kept"] == outcomes[1]["kept"]
     name = "model.fc1.weight"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 
 from snip_lib import data, devices, paths, robustness, train
 from snip_lib.data import BatchOrder
@@ -27,7 +27,7 @@ def weights_after(run, folder, **options):
     """Train `run` and return (outcome, its final tensors by name)."""
     checkpoint = folder / f"{run.key}.safetensors"
     outcome = train.train(run, checkpoint=checkpoint, **options)
-    return outcome, load_file(checkpoint)
+    return outcome, train.read_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -108,14 +108,35 @@ def test_where_steps_are_slow_a_run_stops_between_two_looks_and_ends_with_the_sa
 
 
 def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
-    """A version that did not time the scoring wrote no `scoring_seconds`."""
+    """A version that did not time the scoring wrote no `scoring_seconds`; one before wrote every tensor whole."""
     run, path = dataclasses.replace(SMALL, steps=200), tmp_path / "run.safetensors"
     deadline = _Clock(100)
     assert train.train(run, checkpoint=path, deadline=deadline, tick=deadline.tick) is None
     progress = train.read_progress(path)
     del progress["scoring_seconds"]
-    train.write_checkpoint(path, load_file(path), progress)
+    save_file(train.read_checkpoint(path), path, {"progress": json.dumps(progress)})
     assert train.train(run, checkpoint=path)["scoring_seconds"] == 0
+
+
+def test_a_checkpoint_gives_back_every_tensor_and_of_many_zeros_holds_only_what_lives(tmp_path):
+    some = torch.Generator().manual_seed(0)
+    live = torch.rand(40, 50, generator=some) < 0.03
+    weight = torch.randn(40, 50, generator=some) * live
+    tensors = {"weight": weight, "momentum": 3 * weight, "mask": live, "dense": torch.randn(7, generator=some)}
+    tensors |= {"none": torch.zeros(3, 5), "step": torch.tensor(9.0), "zero": torch.tensor(0.0), "no": torch.empty(0)}
+    tensors |= {"count": torch.tensor([0, 0, 2**40, 0]), "nan": torch.tensor([0.0] * 50 + [math.nan, -math.inf])}
+    tensors |= {"turned": weight.T, "1.weight": weight[0], "double": weight.double()}
+    path = tmp_path / "some.safetensors"
+    train.write_checkpoint(path, tensors, {"step": 9})
+    found = train.read_checkpoint(path)
+    assert found.keys() == tensors.keys() and train.read_progress(path) == {"step": 9}
+    for name, t in tensors.items():
+        assert found[name].dtype == t.dtype and found[name].shape == t.shape
+        torch.testing.assert_close(found[name], t, rtol=0, atol=0, equal_nan=True)
+    assert train.read_checkpoint(path, "1.").keys() == {"weight"}
+    kept, places = {name: tensors[name] for name in ("weight", "momentum", "mask")}, live.numel() // 8
+    train.write_checkpoint(path, kept, {})
+    assert path.stat().st_size < int(live.sum()) * (4 + 4 + 1) + places + 1000 < 9 * live.numel() / 4
 
 
 class _Clock(float):
@@ -288,7 +309,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         weights_after(SMALL, tmp_path)
-    assert load_file(path).keys() == before.keys()
+    assert train.read_checkpoint(path).keys() == before.keys()
 
 
 # ------------------------------------------------------------------------ attacked, structured
