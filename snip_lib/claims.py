@@ -583,7 +583,7 @@ def answer_markdown(judged: list[Verdict]) -> str:
     for line, tests in done:
         if line["kind"] == "no_loss" and not line["against"]:
             met = list(itertools.takewhile(lambda test: test.met, tests))
-            free += [f"{NAMES[line['model']]} {met[-1].where}"] if met else []
+            free += [f"{NAMES[line['model']]} {met[-1].where} sparsity"] if met else []
     first = "No network is shown yet to lose nothing where SNIP prunes it."
     if free:
         first = f"One shot before any training costs no more than the margin allows for {', '.join(free)}."
@@ -592,21 +592,25 @@ def answer_markdown(judged: list[Verdict]) -> str:
     second = "Of the errors that the paper prints for the pruned LeNets, none is tested yet."
     if far:
         line, test = max(far, key=lambda pair: abs(float(pair[1].said.split()[0]) - float(pair[0]["paper"])))
+        reached = sum(t.met for _, t in far)
         second = (
-            f"Of the {len(far)} errors that the paper prints for the pruned LeNets, {sum(t.met for _, t in far)} are "
-            f"reached within the margin; the farthest is {NAMES[line['model']]} {test.where}, with "
-            f"{test.said.split()[0]} % where the paper has {line['paper']} %."
+            f"Of the {len(far)} errors that the paper prints for the pruned LeNets, "
+            f"{f'{reached} are' if reached > 1 else 'one is' if reached else 'none is'} reached within the margin; "
+            f"the farthest is {NAMES[line['model']]} {test.where} sparsity, with {test.said.split()[0]} % where the "
+            f"paper has {line['paper']} %."
         )
 
-    def tally(chapter: str, kind: str, tested: str, not_yet: str) -> str:
-        tests = [t for line, tests in done if (line["chapter"], line["kind"]) == (chapter, kind) for t in tests]
-        return f"{tested} in {sum(t.met for t in tests)} of {len(tests)} tests" if tests else not_yet
+    def tally(chapter: str, kind: str, it: str, does: str) -> str:
+        found = [v for v in judged if (lines.loc[v.claim, "chapter"], lines.loc[v.claim, "kind"]) == (chapter, kind)]
+        tests = [t for v in found if not v.verdict.startswith("not tested") for t in v.tests]
+        if tests:
+            return f"{it} {does} in {sum(t.met for t in tests)} of {len(tests)} tests"
+        unclear = any("undecided" in v.verdict for v in found)
+        return f"whether {it} {does} is {'undecided' if unclear else 'not tested yet'}"
 
-    after = "training first and pruning then"
-    third = tally("03_comparisons", "no_worse", f"It is no worse than {after}", f"It is not compared with {after} yet")
-    steps = "small steps before training"
-    third += "; " + tally("09_snip_it", "better", f"{steps} do better than its one shot", f"{steps} are not tested yet")
-    return " ".join([first, second, third + "."])
+    third = tally("03_comparisons", "no_worse", "one shot", "is no worse than training first and pruning then")
+    third += "; " + tally("09_snip_it", "better", "pruning in small steps before training", "does better than one shot")
+    return " ".join([first, second, third[0].upper() + third[1:] + "."])
 
 
 def cost_markdown() -> str:
@@ -625,7 +629,7 @@ def summary_markdown() -> str:
     judged, lines = verdicts(), criteria()
     table_lines = [f"| | {' | '.join(WORDS)} |", "|---|" + "---|" * len(WORDS)]
     for chapter, group in lines[lines["kind"] != "learning_rate"].groupby("chapter", sort=False):
-        sections = ", ".join(dict.fromkeys(group["section"]))
+        sections = ", ".join(sorted(set(group["section"])))
         cells = [[v.claim for v in judged if v.claim in group.index and v.verdict.startswith(w)] for w in WORDS]
         linked = [", ".join(chapter_link(c, chapter, "../notebooks/") for c in claims) for claims in cells]
         table_lines.append(f"| {chapter_link(sections, chapter, '../notebooks/')} | {' | '.join(linked)} |")

@@ -842,13 +842,26 @@ def test_the_answer_follows_the_verdicts(world):
         "S1,5,09_snip_it,better,lenet300,mnist,0.9,rounds=7,rounds=1,,0,5,Better.,\n",
     )
     empty = claims.answer_markdown(claims.verdicts())
-    assert "No network is shown yet" in empty and "none is tested yet" in empty and "not compared" in empty
+    assert "No network is shown yet" in empty and "none is tested yet" in empty
+    assert "Whether one shot is no worse than training first and pruning then is not tested yet" in empty
     world.errors({0.0: STEADY, 0.5: STEADY, 0.9: plus(STEADY, 1.0)})
     world.add(dataclasses.replace(SHOT, method="magnitude"), test_error=plus(STEADY, 2.0))
     world.add(STEPS, test_error=plus(STEADY, 3.0))
     full = claims.answer_markdown(claims.verdicts())
-    assert "LeNet-300-100 at 50 %" in full and "at 90 %, with 2.60 % where the paper has 1.6 %" in full
+    assert (
+        "LeNet-300-100 at 50 % sparsity" in full and "at 90 % sparsity, with 2.60 % where the paper has 1.6 %" in full
+    )
     assert "no worse than training first and pruning then in 1 of 1 tests" in full and "in 0 of 1 tests" in full
+    assert "none is reached" in full
+
+
+def test_the_answer_calls_undecided_what_is_undecided(world):
+    world.criteria("S1,5,09_snip_it,better,lenet300,mnist,0.9,rounds=7,rounds=1,,0,5,Better.,\n")
+    world.errors({0.0: STEADY, 0.9: STEADY})
+    world.add(STEPS, test_error=[e + (-1) ** i for i, e in enumerate(STEADY)])
+    assert world.judge("S1").verdict.startswith("not tested (undecided")
+    answer = claims.answer_markdown(claims.verdicts())
+    assert "whether pruning in small steps before training does better than one shot is undecided." in answer
 
 
 def test_the_answer_names_the_farthest_number_and_the_sparsity_up_to_which_nothing_is_lost(world):
@@ -861,6 +874,10 @@ def test_the_answer_names_the_farthest_number_and_the_sparsity_up_to_which_nothi
     world.errors({0.0: STEADY, 0.5: STEADY, 0.8: plus(STEADY, 1.0), 0.9: plus(STEADY, 0.0), 0.95: STEADY})
     world.add(Run("lenet300", "mnist", sparsity=0.95, score_examples=10_000), test_error=STEADY)
     answer = claims.answer_markdown(claims.verdicts())
-    assert "no more than the margin allows for LeNet-300-100 at 50 %." in answer  # not 90 %, nor 95 % of another claim
-    assert "Of the 2 errors" in answer and "1 are reached" in answer
-    assert "the farthest is LeNet-300-100 at 50 %, with 1.60 % where the paper has 4.0 %" in answer  # the better one
+    assert (
+        "no more than the margin allows for LeNet-300-100 at 50 % sparsity." in answer
+    )  # not 90 %, nor 95 % of another claim
+    assert "Of the 2 errors" in answer and "one is reached" in answer
+    assert (
+        "the farthest is LeNet-300-100 at 50 % sparsity, with 1.60 % where the paper has 4.0 %" in answer
+    )  # the better one
