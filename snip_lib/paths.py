@@ -56,7 +56,8 @@ class PathCounting(TorchFunctionMode):
 def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
     """Return which kept connections lie on a path of kept weights from an input to an output.
 
-    With every weight replaced by its mask, every bias by 0 and everything that could hide a path undone
+    With every weight replaced by 0 where it is pruned and by a number drawn from [0.5, 1] elsewhere (so that no two
+    paths cancel where a network subtracts), every bias by 0 and everything that could hide a path undone
     (`PathCounting`), an output is a sum over paths, so its derivative is not 0 exactly on the live ones.
     A bias is live where its unit reaches an output. `x` is a batch, [B, ...], or a tuple or dict of tensors; the
     shape of one example is used (token numbers are kept). Gates and attention are followed as they compute: with a
@@ -68,9 +69,15 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
     named(model, mask)
     twin = plain_copy(model).double().eval().requires_grad_(False)
     parameters = named(twin, mask)
+    generator = torch.Generator().manual_seed(0)
+
+    def positive(t: Tensor) -> Tensor:
+        return (0.5 + torch.rand(t.shape, generator=generator, dtype=torch.float64) / 2).to(t.device)
+
     with torch.no_grad():
         for module, _, name, p in held(twin):
-            p.fill_(0 if is_bias(name, p) and name.rpartition(".")[2].startswith("bias") else 1)
+            added = is_bias(name, p) and name.rpartition(".")[2].startswith("bias")
+            p.copy_(torch.zeros_like(p) if added else positive(p))
             if p.dim() > 1 and isinstance(module, CONNECTIONS):
                 p /= p[0].numel()  # averages stay where a tanh is not flat
         for name, p in parameters.items():
@@ -80,12 +87,10 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
         if isinstance(module, nn.RNNBase):
             module.train().dropout = 0.0
     device = next(iter(parameters.values())).device
-    generator = torch.Generator().manual_seed(0)
 
     def example(t: Tensor) -> Tensor:
         # In general position: what attention and gates compare must not be equal.
-        draws = torch.rand(t[:1].shape, generator=generator, dtype=torch.float64)
-        return (0.5 + draws / 2 if t.is_floating_point() else t[:1]).to(device)
+        return (positive(t[:1]) if t.is_floating_point() else t[:1]).to(device)
 
     x = each_tensor(example, x)
     with torch.enable_grad(), PathCounting():

@@ -14,6 +14,7 @@ import seaborn as sns
 from torch import Tensor
 
 from .claims import interval
+from .tables import cell, digits
 
 MARKERS = "osD^v"
 
@@ -89,22 +90,23 @@ def pictures(rows: pd.DataFrame, part: str, *, by: str, values: Sequence, n: int
     return np.array([there.get(value, missing) for value in values], dtype=float)
 
 
-def diagonal(matrix: np.ndarray) -> dict[str, str]:
-    """Say how the diagonal of a square matrix stands out from the rest of its rows, as a line of a table.
+def diagonal(matrix: np.ndarray, what: str, rows: pd.DataFrame) -> dict[str, str]:
+    """Say how the diagonal of a square matrix stands out from the rest of its lines, as cells of a table.
 
-    *own*: the mean of the diagonal; *others*: of all else; their difference with its 95 % interval over the rows;
-    *own is best*: in how many rows the diagonal is the largest.
+    *own*: the mean of the diagonal; *others*: of all else; their difference with its 95 % interval over the lines;
+    *own is best*: in how many lines the diagonal is the largest. `what` was compared, of the pictures of `rows`.
     """
     own, n = matrix.diagonal(), len(matrix)
     others = (matrix.sum(1) - own) / (n - 1)
     if np.isnan(matrix).any():
         return {"own": "not run yet", "others": "", "own − others": "", "own is best": ""}
-    return {
-        "own": f"{own.mean():.2f}",
-        "others": f"{others.mean():.2f}",
-        "own − others": "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(own - others)),
+    said = {
+        "own": digits(own.mean()),
+        "others": digits(others.mean()),
+        "own − others": "{} [{}, {}]".format(*(digits(number, sign="+") for number in interval(own - others))),
         "own is best": f"{(matrix.argmax(1) == range(n)).sum()} of {n}",
     }
+    return {title: cell(text, f"{title} by {what}", rows) for title, text in said.items()}
 
 
 def picture_grid(rows: dict[str, Sequence[Sequence[float]]], *, columns: Sequence[str]) -> plt.Figure:

@@ -169,7 +169,10 @@ def time_limit(budget_s: float) -> float:
 
 
 def sweep(run: Run, **axes: Iterable) -> list[Run]:
-    """Return `run` with every combination of the given values: ``sweep(run, sparsity=[0, .9], seed=range(5))``."""
+    """Return `run` with every combination of the given values: ``sweep(run, sparsity=[0, .9], seed=range(5))``.
+
+    A dense run has no fields of a mask: where `run` is to have some (`method`, `rounds`, ...), it has a sparsity too.
+    """
     return [replace(run, **dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
 
 

@@ -7,7 +7,7 @@ A `Cell` is a number as it is printed; it knows how it was computed and the keys
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
 import pandas as pd
@@ -69,6 +69,23 @@ def table(lines: list[dict], index: str) -> Table:
     return Table(lines, dtype=object).set_index(index)
 
 
+def keyed(numbers: pd.DataFrame, source: Callable[..., tuple], write: Callable[[float], str]) -> Table:
+    """Return a table of numbers as one of cells, each as `write` prints it.
+
+    ``source(label, title)`` says of a line and a column how it was computed, and its groups of rows.
+    """
+    shown = Table(index=numbers.index, columns=numbers.columns, dtype=object)
+    for title, column in numbers.items():
+        shown[title] = [cell(write(number), *source(label, title)) for label, number in column.items()]
+    return shown
+
+
+def both(first: str, second: str) -> str:
+    """Return two cells of the same rows as one, with a space between; without keys if one of them has none."""
+    text, cells = f"{first} {second}".strip(), [c for c in (first, second) if isinstance(c, Cell)]
+    return cell(text, ", ".join(c.how for c in cells), *first.keys) if len(cells) == 2 else text
+
+
 # ------------------------------------------------------------------------------------ numbers
 
 
@@ -115,11 +132,16 @@ def digits(value: float, places: int = 2, sign: str = "") -> str:
     return f"{rounded:{sign}f}"
 
 
-def spread(rows: pd.DataFrame, field: str = "test_error") -> Cell:
-    """Return "mean ± sample sd" over the rows that did not diverge."""
-    values = settled(rows)[field].astype(float).dropna()
+def spread(rows: pd.DataFrame, field: str = "test_error", after: float | None = None) -> Cell:
+    """Return "mean ± sample sd" over the rows that did not diverge; on their curves, `after` a share of the steps."""
+    rows, how = settled(rows), f"mean ± sd {field}"
+    values = rows[field]
+    if after is not None:
+        curves, how = rows["curve"] if len(rows) else [], f"{how} after {after:g}"
+        values = pd.Series([c[field][c["step"].index(round(after * c["step"][-1]))] for c in curves])
+    values = values.astype(float).dropna()
     shown = [digits(number, PLACES.get(field, 2)) for number in (values.mean(), values.std())]
-    return cell(" ± ".join(shown[: len(values)] or shown[:1]), f"mean ± sd {field}", settled(rows))
+    return cell(" ± ".join(shown[: len(values)] or shown[:1]), how, rows)
 
 
 def estimate(values: pd.Series, how: str, *groups: pd.DataFrame, places: int = 2, sign: str = "+") -> Cell:

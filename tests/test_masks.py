@@ -653,3 +653,17 @@ def test_a_masked_model_survives_its_checkpoint(tmp_path):
 
 def test_densities_are_fractions_kept():
     assert densities({"a": torch.tensor([True, False, False, True])}) == {"a": 0.5}
+
+
+def test_paths_of_branches_that_are_subtracted_do_not_cancel():
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.a(x) - self.b(x)))
+
+    model = Difference()
+    mask = {n: torch.ones_like(p, dtype=torch.bool) for n, p in snip.prunable(model, biases=False).items()}
+    assert all(kept.all() for kept in snip.on_live_path(model, mask, torch.ones(1, 4)).values())

@@ -33,7 +33,8 @@ def test_pictures_of_no_rows_are_all_nan():
 
 def test_the_diagonal_is_compared_with_the_rest_of_its_rows():
     matrix = np.array([[5.0, 1.0, 3.0], [2.0, 4.0, 0.0], [6.0, 2.0, 3.0]])  # own - others: 3, 3, -1
-    said = plots.diagonal(matrix)
+    said = plots.diagonal(matrix, "mean image", pd.DataFrame({"key": ["a", "b", "c"]}))
+    assert (said["own"].how, said["own"].keys) == ("own by mean image", (("a", "b", "c"),))
     assert (said["own"], said["others"], said["own is best"]) == ("4.00", "2.33", "2 of 3")
     assert said["own − others"] == "+1.67 [-4.07, +7.40]"  # 5/3 ± 4.3027 * 2.3094 / sqrt(3)
 
@@ -41,7 +42,7 @@ def test_the_diagonal_is_compared_with_the_rest_of_its_rows():
 def test_a_matrix_with_a_hole_is_not_run_yet():
     matrix = np.eye(3)
     matrix[1, 2] = np.nan
-    assert plots.diagonal(matrix)["own"] == "not run yet"
+    assert plots.diagonal(matrix, "mean image", runs.rows_of([]))["own"] == "not run yet"
 
 
 def test_tiles_of_a_row_share_their_scale_and_a_missing_one_is_blank():
