@@ -7,7 +7,7 @@ A `Cell` is a number as it is printed; it knows how it was computed and the keys
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
 import pandas as pd
@@ -69,15 +69,17 @@ def table(lines: list[dict], index: str) -> Table:
     return Table(lines, dtype=object).set_index(index)
 
 
-def keyed(numbers: pd.DataFrame, source: Callable[..., tuple], write: Callable[[float], str]) -> Table:
-    """Return a table of numbers as one of cells, each as `write` prints it.
+def keyed(texts: pd.DataFrame, how: str, groups: dict[object, pd.DataFrame | tuple[pd.DataFrame, ...]]) -> Table:
+    """Return a table of texts as one of cells; "" where a line has no rows.
 
-    ``source(label, title)`` says of a line and a column how it was computed, and its groups of rows.
+    `how` is a statistic with {} for the title of a column, and `groups` has the rows, or groups of rows, of a line.
     """
-    shown = Table(index=numbers.index, columns=numbers.columns, dtype=object)
-    for title, column in numbers.items():
-        shown[title] = [cell(write(number), *source(label, title)) for label, number in column.items()]
-    return shown
+    columns = []
+    for j, title in enumerate(texts):
+        found = [(text, groups.get(label, ())) for label, text in texts.iloc[:, j].items()]
+        found = [(text, rows if isinstance(rows, tuple) else (rows,)) for text, rows in found]
+        columns.append([cell(text, how.format(title), *rows) if rows else "" for text, rows in found])
+    return Table(zip(*columns, strict=True), texts.index, texts.columns, dtype=object)
 
 
 def both(first: str, second: str) -> str:

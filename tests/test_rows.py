@@ -63,6 +63,102 @@ def contrasts(rows):
     return np.diag(with_images) - others
 
 
+def likeness(rows, what):
+    """Return, by class scored and class compared, how the first layer's picture correlates with `what` of the class.
+
+    What the last layer keeps of each output is itself such a matrix.
+    """
+    rows = sorted(rows, key=lambda row: row["score_class"])
+    assert [row["score_class"] for row in rows] == list(range(10)) and len({row["pixels"] for row in rows}) == 1
+    if what == "kept in fc3":
+        return np.array([row["picture"]["fc3.weight"] for row in rows], dtype=float)
+    pictures = np.array([row["picture"]["fc1.weight"] for row in rows], dtype=float)
+    images = np.array([row["mean_image"] for row in rows], dtype=float)
+    if what == "mean image when shuffled":
+        pictures = np.random.default_rng(0).permuted(pictures, axis=1)
+    elif what == "size of the mean input" and rows[0]["pixels"] != "raw":
+        images = np.abs(images - np.mean(images))
+    elif what == "what sets it apart":
+        images = images - np.mean(images, axis=0)
+    else:
+        assert what in ("mean image", "size of the mean input")
+    return np.array([[np.corrcoef(picture, image)[0, 1] for image in images] for picture in pictures])
+
+
+def diagonal(how, matrix):
+    """Return what `how` says of the diagonal of a matrix, line by line against the rest of the line."""
+    own = [line[i] for i, line in enumerate(matrix)]
+    rest = [np.delete(line, i) for i, line in enumerate(matrix)]
+    match how:
+        case "own":
+            return [np.mean(own)]
+        case "others":
+            return [np.mean(rest)]
+        case "own − others":
+            return mean_interval(np.array(own) - [np.mean(others) for others in rest])
+        case "own is best":
+            return [(sum(a > max(others) for a, others in zip(own, rest, strict=True)), 0), (len(own), 0)]
+
+
+def kept_where(rows, part):
+    """Return the percentage of the 300 first-layer units that keep a pixel that is black in the mean image, or not."""
+    assert part in ("black", "other")
+    kept = [
+        n
+        for row in rows
+        for n, grey in zip(row["picture"]["fc1.weight"], row["mean_image"], strict=True)
+        if (grey == 0) == (part == "black")
+    ]
+    return 100 * np.mean(kept) / 300
+
+
+def median_gradients(rows):
+    """Return the median over the rows of the norm of the gradient of each weight."""
+    return [np.median([row["gradient"][n] for row in rows]) for n in rows[0]["gradient"] if "weight" in n]
+
+
+def outputs_cut(rows):
+    """Return how many outputs keep no connection at seed 0."""
+    (picture,) = (row["picture"]["fc.weight"] for row in rows if row["seed"] == 0)
+    return sum(n == 0 for n in picture)
+
+
+def bits_held(rows):
+    """Return the bits that each connection holds of the labels of MNIST's 54,000 images that training sees."""
+    kept = [sum(row["kept"].values()) or row["n_prunable"] for row in rows]  # a dense run says nothing by layer
+    assert {row["dataset"] for row in rows} == {"mnist"} and len(set(kept)) == 1
+    nats = 54_000 * (np.log(10) - np.mean([row["train_loss"] for row in rows]))
+    return nats / kept[0] / np.log(2)
+
+
+def number_of_table1(row, printed):
+    """Return the test error that Table 1 has for SNIP, or the dense network, at the sparsity of a row."""
+    place = (row["model"], row["dataset"], row["sparsity"], "Table 1", "test_error")
+    found = [
+        float(line["value"])
+        for line in printed
+        if (line["model"], line["dataset"], float(line["sparsity"]), line["source"], line["quantity"]) == place
+        and line["method"] in ("dense", "snip")
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def share_closed(groups, printed):
+    """Return which share of the way from their mean error to the paper's the paired differences close."""
+    moved = np.mean([a["test_error"] - b["test_error"] for a, b in pairs(groups)])
+    return moved / (number_of_table1(groups[1][0], printed) - np.mean([row["test_error"] for row in groups[1]]))
+
+
+def seeds_to_draw(rows, field, printed):
+    """Return how many seeds it takes on average until an error, normally distributed, rounds to the paper's."""
+    if len(rows) < 3:
+        return "–"
+    mean, sd = mean_sd([row[field] for row in rows])
+    chance = stats.norm.cdf((number_of_table1(rows[0], printed) + 0.05 - mean) / sd)
+    return f"{1 / chance:,.0f}" if chance > 1e-4 else "over 10,000"
+
+
 def moved(ours, theirs):
     """Return the percentage of kept connections that are in another layer."""
     a, b = ([row["kept"][layer] for layer in sorted(row["kept"])] for row in (ours, theirs))
@@ -108,12 +204,16 @@ def fingerprint(rows):
     return hashlib.sha256("\n".join(sorted(json.dumps(d, sort_keys=True) for d in told)).encode()).hexdigest()[:8]
 
 
-def recomputed(how, groups):
+def recomputed(how, groups, printed=()):
     """Return what a cell should show: text, or numbers, each with its decimals (2 if it has none)."""
     if ", " in how:  # several things, one after the other
         return [number for part in how.split(", ") for number in recomputed(part, groups)]
     rows = groups[0]
+    how, _, share = how.partition(" after ")
     field = how.split()[-1]
+    if share:  # not at the end, but after this share of the steps
+        rows = [row | {field: dict(zip(*(row["curve"][k] for k in ("step", field)), strict=True))} for row in rows]
+        rows = [row | {field: row[field][round(float(share) * row["steps"])]} for row in rows]
     values = [row[field] for row in rows if isinstance(row.get(field), int | float)]
     places = 3 if field == "train_loss" else 2
     if how.startswith(("mean ± sd", "mean difference", "mean and interval")):
@@ -145,6 +245,8 @@ def recomputed(how, groups):
             return [100 * np.mean(values)]
         case ["mean", _]:
             return [np.mean(values)]
+        case ["most", "gradient"]:
+            return f"{max(median_gradients(rows)):.3g}"
         case ["most", _]:
             return [(max(values), 0)]
         case ["median", _]:
@@ -163,6 +265,31 @@ def recomputed(how, groups):
             return [min(moved(a, b) for a, b in pairs(groups))]
         case ["class", "contrast", "of", "picture"]:
             return mean_interval(contrasts(rows))
+        case ["own" | "others", *_]:
+            what, _, of = how.partition(" by ")
+            return diagonal(what, likeness(rows, of))
+        case ["hidden", "units", "alike"]:
+            among = np.corrcoef([row["picture"]["fc2.weight"] for row in rows])
+            return [np.mean(among[~np.eye(len(rows), dtype=bool)])]
+        case [part, "kept", "%"]:
+            return [(kept_where(rows, part), 1)]
+        case ["correlation", "with", "mean_image"]:
+            ((ours,), (whole,)) = groups
+            return [np.corrcoef(ours["picture"]["fc1.weight"], whole["mean_image"])[0, 1]]
+        case ["least", "gradient"]:
+            return f"{min(median_gradients(rows)):.3g}"
+        case ["outputs", "cut"]:
+            return [(outputs_cut(rows), 0)]
+        case ["error", "at", "least"]:
+            return [(10 * max(outputs_cut(rows) - 1, 0), 0)]
+        case ["bits", "held"]:
+            return [bits_held(rows)] if rows else "–"
+        case ["mean", "paired", "closes"]:
+            return [share_closed(groups, printed)] if pairs(groups) else "–"
+        case ["mean", "paired", _]:
+            return [np.mean([a[field] - b[field] for a, b in pairs(groups)])] if pairs(groups) else "–"
+        case ["seeds", "to", "draw", _]:
+            return seeds_to_draw(rows, field, printed)
         case ["disconnected"]:
             return [v if isinstance(v, tuple) else (v, 0) for v in disconnected(groups)]
         case ["stable", "rate"]:
@@ -174,8 +301,13 @@ def recomputed(how, groups):
     raise AssertionError(f"no test knows how to compute {how!r}")
 
 
-def of_the_paper(rows, printed, by_sparsity):
-    """Return the paper's numbers for the network of some rows: all that it has, or SNIP's at their sparsity."""
+def of_the_paper(rows, printed, by_sparsity, method=""):
+    """Return the paper's numbers for the network of some rows: all that it has, or SNIP's at their sparsity.
+
+    Only those of one method, if it is named.
+    """
+    if method:
+        return {float(line["value"]) for line in printed if line["method"] == method}
     for row in rows[:1]:
         printed = [line for line in printed if (line["model"], line["dataset"]) == (row["model"], row["dataset"])]
         if by_sparsity:
@@ -187,11 +319,11 @@ def of_the_paper(rows, printed, by_sparsity):
 
 def wrong(text, how, groups, printed=(), by_sparsity=False):
     """Return why the text of a cell is not what its rows give, or nothing. `printed`: the lines of ``paper.csv``."""
-    if how == "paper":
-        allowed = of_the_paper(groups[0], printed, by_sparsity)
+    if how.startswith("paper"):
+        allowed = of_the_paper(groups[0], printed, by_sparsity, how[6:])
         strange = [number for number in NUMBER.findall(text) if float(number) not in allowed]
         return f"{strange} is not in paper.csv" if strange else ""
-    expected = recomputed(how, groups)
+    expected = recomputed(how, groups, printed)
     if isinstance(expected, str):
         return "" if text == expected else f"{text!r} is not {expected!r}"
     shown, right = NUMBER.findall(text), []
@@ -317,7 +449,7 @@ def lines_of(data):
     if "text/html" in data:
         table = Lines(data["text/html"])
         width = len(table.cells[0]) if table.cells else 0
-        titles = table.heads[0][len(table.heads[0]) - width :]
+        titles = next(head[len(head) - width :] for head in table.heads if len(head) > width)  # no wider heading
         return titles, table.heads[-1][0], [label[-1] for label in table.labels], table.cells
     lines = [line.strip("| ").split(" | ") for line in data["text/markdown"].splitlines()]
     return lines[0], "", [line[0] for line in lines[2:]], lines[2:]
@@ -449,6 +581,27 @@ def test_a_wrong_digit_or_a_missing_key_is_found(root, committed_rows, printed):
                 assert faulty(cell, output, lambda data: data[MIME]["cells"].pop(0)), cell.id
                 assert faulty(cell, output, lambda data: data.pop(MIME)), cell.id
     assert planted > 100
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_wrong_digit_is_found_in_every_kind_of_cell(chapter, committed_rows, printed):
+    """Of each kind of number on a page, change every digit of one cell: no statistic lets one pass."""
+    tried = {"paper"}  # this one lets any of the paper's numbers for a network pass
+    for cell in nbformat.read(chapter, as_version=4).cells:
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            _, index, _, lines = lines_of(data) if MIME in data else ([], "", [], [])
+            shown = dict(numbered(lines))
+            for entry in data.get(MIME, {}).get("cells", ()):
+                i, j, numbers, how = entry.split(" ", 3)
+                text = shown[int(i), int(j)]
+                if how in tried or not re.search(r"\d", text):
+                    continue
+                tried.add(how)
+                groups = [[committed_rows[k] for k in data[MIME]["rows"][int(n)].split()] for n in numbers.split(",")]
+                assert not wrong(text, how, groups, printed, index == "sparsity %")
+                for place in (i for i, letter in enumerate(text) if letter.isdigit()):
+                    planted = text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]
+                    assert wrong(planted, how, groups, printed, index == "sparsity %"), (how, planted)
 
 
 # ------------------------------------------------------------------------------ pages follow rows
