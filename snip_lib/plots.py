@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .claims import interval
@@ -336,7 +337,8 @@ def shares_of_whole(table: pd.DataFrame, *, xlabel: str) -> plt.Figure:
 
 
 # Where the names of Table 1's methods do not collide: beside their markers, in points, and how they are aligned.
-NAME_AT = {"snip": (-7, -3, "right"), "dns": (-7, -3, "right"), "svd": (0, -15, "center"), "lwc": (0, -15, "center")}
+NAME_AT = dict.fromkeys(("snip", "dns"), (-7, -3, "right")) | dict.fromkeys(("svd", "lwc"), (0, -15, "center"))
+NAME_AT |= {"lc": (7, -3, "left"), "l-obs": (7, 0, "left"), "sws": (7, -4, "left")}
 
 
 def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.DataFrame]]) -> plt.Figure:
@@ -365,14 +367,15 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
         for line in printed.itertuples():
             x, y, side = NAME_AT.get(line.method, (0, 8, "center"))
             spot, words = (100 * (1 - line.sparsity), line.value), {"textcoords": "offset points", "fontsize": 9}
-            axis.annotate(line.method.upper(), spot, (x, y), ha=side, **words)
+            name = axis.annotate(line.method.upper(), spot, (x, y), ha=side, **words)
+            name.set_path_effects([withStroke(linewidth=1.5, foreground="white")])  # readable across a line
         axis.set(title=title, xlabel="sparsity (% removed)", xscale="log", yscale="log")
     low, high = axes[0, 0].get_ylim()
     for axis in axes[0]:
         axis.set_xticks([10, 5, 2, 1, 0.5], ["90", "95", "98", "99", "99.5"])
         axis.set_yticks(ticks := [0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50], [f"{t:g}" for t in ticks])
         axis.minorticks_off()
-        axis.set(xlim=(13, 0.3), ylim=(min(low, 0.6), high))
+        axis.set(xlim=(13, 0.3), ylim=(min(low, 0.55), high))
     axes[0, 0].set_ylabel("test error (%)")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
