@@ -4,8 +4,9 @@ Equation 7 of the paper. A mask is ``dict[str, BoolTensor]``, parameter name -> 
 weights before all biases, each in module order. Read `prune.py` next.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def checked(mask: Mask) -> Mask:
     """Return `mask`; ValueError if it is none, or empty."""
     if not isinstance(mask, dict) or not mask:
         kind = "empty" if isinstance(mask, dict) else type(mask).__name__
-        raise ValueError(f"The mask is {kind}: it names no parameter.")
+        hint = "; load_mask returns (mask, metadata)" if isinstance(mask, tuple) else ""
+        raise ValueError(f"The mask is {kind}: it names no parameter{hint}.")
     for name, kept in mask.items():
         kind = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
         if kind != torch.bool:
@@ -279,11 +281,21 @@ def save_mask(mask: Mask, path: str | Path, **metadata) -> None:
     save_file(tensors, path, {name: json.dumps(value) for name, value in metadata.items()})
 
 
+@contextlib.contextmanager
+def opened(path: str | Path, remedy: str = "save it again") -> Iterator:
+    """Open a file of safetensors; where it is damaged, ValueError says which one and what to do."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}.") from error
+
+
 def load_mask(path: str | Path) -> tuple[Mask, dict]:
     """Return the mask that `save_mask` wrote, on the CPU, in its order, and its metadata. ValueError: it wrote none."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         if "order" not in (metadata := file.metadata() or {}):
             raise ValueError(f"{path} is no mask that save_mask wrote.")
         metadata = {name: json.loads(value) for name, value in metadata.items()}

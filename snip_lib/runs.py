@@ -220,7 +220,11 @@ def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
     """Return the rows of some files by key; refuse a damaged or repeated line by file and number."""
     rows, where = {}, {}
     for path in paths:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}): rows are text in UTF-8.") from error
+        for number, line in enumerate(lines, 1):
             place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
@@ -423,6 +427,8 @@ def collect(
     if missing and train_missing:
         path, failures = folder / f"{chapter}.jsonl", []
         _check_writable(folder)
+        if not cluster.startswith("tcp"):  # there each worker has its own
+            _check_writable(cache_folder(), "Checkpoints")
         with _bars(len(missing)) as (told, show):
             for group, made in _work(missing, replicas, until, cluster, show):
                 if isinstance(made, Exception):
@@ -441,15 +447,15 @@ def collect(
     return _table(runs, rows)
 
 
-def _check_writable(folder: Path) -> None:
-    """Refuse before the work, not after it, where rows cannot be written."""
+def _check_writable(folder: Path, what: str = "Rows") -> None:
+    """Refuse before the work, not after it, where rows or checkpoints cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"
-        probe.write_text("rows can be written here")
+        probe.write_text("this folder can be written to")
         probe.unlink()
     except OSError as error:
-        raise OSError(f"Rows cannot be written to {folder} ({error}): no run was started.") from error
+        raise OSError(f"{what} cannot be written to {folder} ({error}): no run was started.") from error
 
 
 def _summary(runs: list[Run]) -> str:

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ from .data import (
 )
 from .devices import arithmetic, fastest
 from .inits import initialise
-from .masks import Mask, shuffle_within_layers
+from .masks import Mask, opened, shuffle_within_layers
 from .models import BATCH_NORMS, MODELS
 from .paths import on_live_path
 from .prune import SCHEDULES, prune
@@ -179,6 +178,9 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return state
 
 
+AGAIN = "delete it, and its run begins anew"  # where a checkpoint is damaged
+
+
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], progress: dict) -> None:
     """Write tensors and `progress`, all or nothing; no code is pickled.
 
@@ -206,14 +208,14 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], progress: dict) -> 
 
 def read_progress(path: Path) -> dict:
     """Return the `progress` that `write_checkpoint` wrote."""
-    with safe_open(path, "pt") as file:
+    with opened(path, AGAIN) as file:
         return json.loads(file.metadata()["progress"])
 
 
 def read_checkpoint(path: Path, own: str = "") -> dict[str, Tensor]:
     """Return the tensors that `write_checkpoint` wrote whose names begin with `own`, by the rest of their names."""
     tensors = {}
-    with safe_open(path, "pt") as file:
+    with opened(path, AGAIN) as file:
         places = json.loads(file.metadata().get("places", "{}"))  # an older version wrote every tensor whole
         bits = {of for of, *_ in places.values()}
         for name in file.keys():

@@ -355,6 +355,12 @@ def test_what_is_no_mask_is_neither_saved_nor_shuffled_nor_read(tmp_path):
         with pytest.raises(ValueError, match=words):
             snip.shuffle_within_layers(bad, torch.Generator())
     assert not path.exists()
+    with pytest.raises(ValueError, match="load_mask returns"):
+        snip.sparsity_of((mask, {}))
+    for damaged in (b"", b"no mask at all", safetensors.torch.save(mask)[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{path} is damaged .*: save it again"):
+            snip.load_mask(path)
     safetensors.torch.save_file(mask, path)  # without what save_mask says of it
     with pytest.raises(ValueError, match="no mask that save_mask wrote"):
         snip.load_mask(path)

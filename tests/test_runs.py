@@ -262,12 +262,20 @@ def test_a_full_disk_leaves_the_old_rows_whole(tmp_path, monkeypatch):
     assert list(read_rows(tmp_path)) == [SMALL.key]
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
-    (tmp_path / "results").write_text("a file where the folder should be")
+@pytest.mark.parametrize(("variable", "what"), [("SNIP_RESULTS", "Rows"), ("SNIP_CACHE", "Checkpoints")])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, variable, what):
     monkeypatch.setenv("SNIP_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "file").write_text("a file where the folder should be")
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
     monkeypatch.setattr(runs, "make_rows", lambda *_, **__: pytest.fail("a run was started"))
-    with pytest.raises(OSError, match="Rows cannot be written to .*: no run was started"):
+    with pytest.raises(OSError, match=f"{what} cannot be written to .*: no run was started"):
         collect([SMALL], "chapter", train_missing=True)
+
+
+def test_a_row_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "chapter.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="chapter.jsonl is damaged .*UTF-8"):
+        read_rows(tmp_path)
 
 
 # --------------------------------------------------------------------------------------- collect

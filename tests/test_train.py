@@ -118,6 +118,16 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
     assert train.train(run, checkpoint=path)["scoring_seconds"] == 0
 
 
+def test_a_damaged_checkpoint_is_named_and_stays(tmp_path):
+    run, path = dataclasses.replace(SMALL, steps=200), tmp_path / "run.safetensors"
+    deadline = _Clock(100)
+    assert train.train(run, checkpoint=path, deadline=deadline, tick=deadline.tick) is None
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"{path} is damaged .*: delete it, and its run begins anew"):
+        train.train(run, checkpoint=path)
+    assert path.exists()
+
+
 def test_a_checkpoint_gives_back_every_tensor_and_of_many_zeros_holds_only_what_lives(tmp_path):
     some = torch.Generator().manual_seed(0)
     live = torch.rand(40, 50, generator=some) < 0.03
