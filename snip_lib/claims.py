@@ -629,10 +629,10 @@ def summary_markdown() -> str:
     judged, lines = verdicts(), criteria()
     table_lines = [f"| | {' | '.join(WORDS)} |", "|---|" + "---|" * len(WORDS)]
     for chapter, group in lines[lines["kind"] != "learning_rate"].groupby("chapter", sort=False):
-        sections = ", ".join(sorted(set(group["section"])))
+        about = f"{chapter[3:].replace('_', ' ')} ({', '.join(sorted(set(group['section'])))})"
         cells = [[v.claim for v in judged if v.claim in group.index and v.verdict.startswith(w)] for w in WORDS]
         linked = [", ".join(chapter_link(c, chapter, "../notebooks/") for c in claims) for claims in cells]
-        table_lines.append(f"| {chapter_link(sections, chapter, '../notebooks/')} | {' | '.join(linked)} |")
+        table_lines.append(f"| {chapter_link(about, chapter, '../notebooks/')} | {' | '.join(linked)} |")
     totals = [str(sum(v.verdict.startswith(w) for v in judged)) for w in WORDS]
     table_lines.append(f"| **all {len(judged)}** | {' | '.join(totals)} |")
     return "\n\n".join([answer_markdown(judged), "\n".join(table_lines), cost_markdown(), ""])
