@@ -417,7 +417,7 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     fewest, left_out = min(test.n for test in tests), sum(test.left_out for test in tests)
     limits = {
         f"only {counted(fewest, 'seed')}": fewest < int(line["min_n"]),
-        f"{counted(left_out, 'diverged run')}": left_out > 0,
+        counted(left_out, "diverged run"): left_out > 0,
         f"the {profile} profile": profile != "paper" and not own_length(line),
         "a dense network not shown to agree with the paper's": not _baseline_agrees(line, profile, find),
     }
@@ -592,12 +592,12 @@ def answer_markdown(judged: list[Verdict]) -> str:
     second = "Of the errors that the paper prints for the pruned LeNets, none is tested yet."
     if far:
         line, test = max(far, key=lambda pair: abs(float(pair[1].said.split()[0]) - float(pair[0]["paper"])))
-        reached = sum(t.met for _, t in far)
+        met = sum(t.met for _, t in far)
+        reached = {0: "none is", 1: "one is"}.get(met, f"{met} are")
         second = (
-            f"Of the {len(far)} errors that the paper prints for the pruned LeNets, "
-            f"{f'{reached} are' if reached > 1 else 'one is' if reached else 'none is'} reached within the margin; "
-            f"the farthest is {NAMES[line['model']]} {test.where} sparsity, with {test.said.split()[0]} % where the "
-            f"paper has {line['paper']} %."
+            f"Of the {len(far)} errors that the paper prints for the pruned LeNets, {reached} reached within the "
+            f"margin; the farthest is {NAMES[line['model']]} {test.where} sparsity, with "
+            f"{test.said.split()[0]} % where the paper has {line['paper']} %."
         )
 
     def tally(chapter: str, kind: str, it: str, does: str) -> str:

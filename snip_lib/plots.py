@@ -20,9 +20,10 @@ from .tables import cell, digits
 MARKERS = "osD^v"
 
 
-def colours() -> list[tuple[float, float, float]]:
-    """Return the colours of lines: the palette without pink and yellow (faint on white) and grey (it is for chance)."""
-    return [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]
+def line_colour(i: int) -> tuple[float, float, float]:
+    """Return that of line i: of the palette without pink and yellow (faint on white) and grey (it is for chance)."""
+    places = (0, 1, 2, 3, 4, 5, 9)
+    return sns.color_palette("colorblind")[places[i % len(places)]]
 
 
 def style() -> None:
@@ -225,10 +226,9 @@ def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> p
             axis.plot([], [], " ", label=f"{label}: {'diverged' if len(rows) else 'not run yet'}")
             continue
         stats = pd.concat(curves).groupby("step")["train_loss"].agg(["mean", "min", "max"])
-        colour = colours()[i % 7]
-        look = {"color": colour, "ls": LINES[i % 5], "marker": MARKERS[i % 5], "ms": 5}
+        look = {"color": line_colour(i), "ls": LINES[i % 5], "marker": MARKERS[i % 5], "ms": 5}
         axis.plot(stats.index, stats["mean"], label=label, **look)
-        axis.fill_between(stats.index, stats["min"], stats["max"], color=colour, alpha=0.15, lw=0)
+        axis.fill_between(stats.index, stats["min"], stats["max"], color=line_colour(i), alpha=0.15, lw=0)
     axis.axhline(guessing, color="grey", lw=1, zorder=0, label="guessing")
     axis.set(xlabel="steps", ylabel="training loss", ylim=(-0.05, None))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
@@ -246,7 +246,7 @@ def against_sparsity(groups: dict[str, pd.DataFrame], column: str, ylabel: str) 
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
     for i, (label, rows) in enumerate(settled.items()):
         aside = 0.12 * (i - (len(settled) - 1) / 2)
-        look = {"color": colours()[i % 7], "marker": MARKERS[i % 5]}
+        look = {"color": line_colour(i), "marker": MARKERS[i % 5]}
         label = label if len(rows) else f"{label}: not run yet"
         stats = rows.astype({column: float}).groupby("sparsity")[column].agg(["mean", "std"]).fillna(0.0)
         x = [places[s] + aside for s in stats.index]
@@ -303,7 +303,7 @@ def errors_by_method(panels: dict[str, dict[str, pd.DataFrame]]) -> plt.Figure:
         for i, (label, rows) in enumerate(groups.items()):
             aside = 0.09 * (i - (len(groups) - 1) / 2)
             means = rows.groupby("sparsity")["test_error"].mean().astype(float)
-            look = {"color": colours()[i % 7], "marker": shapes[i]}
+            look = {"color": line_colour(i), "marker": shapes[i]}
             label = label if label in ran else f"{label}: not run yet"
             axis.plot(
                 [places[s] + aside for s in means.index], means, ls=LINES[i % 5], lw=1.2, ms=7, label=label, **look
@@ -349,7 +349,9 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(8.6, 5.0), squeeze=False, sharey=True, layout="constrained")
     names = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense")
-    looks = dict(zip(names, zip(MARKERS + "PX", colours(), strict=True), strict=False))
+    looks = {
+        name: (marker, line_colour(i)) for i, (name, marker) in enumerate(zip(names, MARKERS + "PX", strict=False))
+    }
     for axis, (title, (groups, paper)) in zip(axes[0], panels.items(), strict=True):
         for i, (name, rows) in enumerate(groups.items()):
             settled = rows[~rows["diverged"].astype(bool)].astype({"test_error": float})

@@ -22,7 +22,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from .data import AUGMENTATIONS, DATASETS, PIXELS
 from .inits import BIAS_INITS, INITS
@@ -359,7 +358,7 @@ def waiting_groups() -> Iterator[list[Run]]:
     for path in sorted(cache_folder().glob("group-*.safetensors")):
         try:
             group = [Run(**member) for member in read_progress(path)["runs"]]
-        except (KeyError, TypeError, ValueError, OSError, SafetensorError):
+        except (KeyError, TypeError, ValueError, OSError):
             continue  # another version wrote it
         if checkpoint_of(group) == path:
             yield group

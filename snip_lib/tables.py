@@ -177,8 +177,8 @@ def statistic(rows: pd.DataFrame, how: str) -> Cell | str:
 
 def agreement(ours: pd.DataFrame, theirs: pd.DataFrame, field: str) -> Cell | str:
     """Return for how many of the seeds that both have `field` is the same: "5 of 5"; "not run yet" without any."""
-    both = ours.merge(theirs, on="seed")
-    same = both[f"{field}_x"] == both[f"{field}_y"]
+    pairs = ours.merge(theirs, on="seed")
+    same = pairs[f"{field}_x"] == pairs[f"{field}_y"]
     return cell(f"{same.sum()} of {len(same)}", f"equal {field}", ours, theirs) if len(same) else "not run yet"
 
 

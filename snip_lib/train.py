@@ -52,6 +52,7 @@ from .structured import measure, shrink
 CHECKPOINT_S = 45.0  # a killed run loses at most about this much work
 DIVERGED_ERROR = 80.0  # percent of the validation set: no better than two classes of ten
 LOOK_EVERY = 100  # steps: looking at a number makes a GPU wait
+AGAIN = "delete it, and its run begins anew"  # what to do with a damaged checkpoint
 CLOCK_S = 5.0  # where LOOK_EVERY steps take longer, the clock is read in between
 PRECISIONS = ("float32", "bf16")  # "bf16": forward and backward pass in autocast; weights and updates stay float32
 
@@ -176,9 +177,6 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         state |= {f"optimizer.{i}.{name}": t for name, t in optimizer.state[p].items() if t is not None}
     return state
-
-
-AGAIN = "delete it, and its run begins anew"  # where a checkpoint is damaged
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], progress: dict) -> None:
