@@ -178,7 +178,8 @@ def execute(chapter, live=False, **parameters):
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except papermill.PapermillExecutionError as error:
-        raise Failure(f"{chapter.stem} failed:\n{error}") from None
+        told = error.ename in ("ValueError", "OSError", "RuntimeError", "MemoryError")  # the library's own sentences
+        raise Failure(f"{chapter.stem} failed: {error.evalue if live and told else error}") from None
 
 
 def clean(notebook):

@@ -121,11 +121,13 @@ def settings(text: str) -> list[dict]:
     chosen = []
     for part in text.split():
         name, _, values = part.partition("=")
-        if name not in DEFAULTS or not values:
-            raise ValueError(f"claims.csv: {part!r} should be name=value, with the name of a field of Run.")
-        kind = type(DEFAULTS[name])
+        kind = type(DEFAULTS.get(name))
         read = {"true": True, "false": False}.__getitem__ if kind is bool else kind
-        chosen.append([(name, read(value)) for value in values.split("|")])
+        try:
+            chosen.append([(name, read(value)) for value in values.split("|")])
+        except (TypeError, ValueError, KeyError):
+            words = "should be name=value, a field of Run with a value of its kind"
+            raise ValueError(f"claims.csv: {part!r} {words}.") from None
     return [dict(choice) for choice in itertools.product(*chosen)]
 
 

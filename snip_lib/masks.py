@@ -17,6 +17,7 @@ from torch.nn.utils import prune as torch_prune
 from .saliency import CONNECTIONS, Scores, held, is_bias
 
 Mask = dict[str, Tensor]
+WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DataParallel and its kin
 
 
 # --- choosing -------------------------------------------------------------------------------------------
@@ -165,6 +166,16 @@ def checked(mask: Mask) -> Mask:
     return mask
 
 
+def _remedy(mask: Mask, every: Iterable[str]) -> str:
+    """Return what to do where only a wrapper's prefix tells the names of a mask from those of the network."""
+    for prefix in WRAPPERS:
+        if set(mask) <= {name.removeprefix(prefix) for name in every}:
+            return f". The network is wrapped: mask the one inside, .{prefix[:-1]}, and wrap it afterwards"
+        if {name.removeprefix(prefix) for name in mask} <= set(every):
+            return f". The mask is of a wrapped network: without the {prefix!r} before its names it fits"
+    return ""
+
+
 def named(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     """Return the parameter that each name of `mask` means.
 
@@ -176,7 +187,8 @@ def named(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     if unknown := [str(name) for name in checked(mask) if name not in every]:
         raise ValueError(
             f"The mask is of another network: {type(model).__name__} has no {', '.join(unknown[:3])}"
-            f"{f' and {len(unknown) - 3} more' if len(unknown) > 3 else ''}; it has {', '.join(list(every)[:3])}, ..."
+            f"{f' and {len(unknown) - 3} more' if len(unknown) > 3 else ''}; it has "
+            f"{', '.join(list(every)[:3])}, ...{_remedy(mask, every)}"
         )
     for name, kept in mask.items():
         if kept.shape != every[name].shape:
@@ -272,13 +284,24 @@ def redraw(
 def save_mask(mask: Mask, path: str | Path, **metadata) -> None:
     """Write a mask as safetensors (one byte a connection) with its sparsity, order and any JSON `metadata`.
 
-    E.g. ``save_mask(mask, "mask.safetensors", method="snip", sparsity=0.95)``. ValueError: it is no mask.
+    E.g. ``save_mask(mask, "mask.safetensors", method="snip", sparsity=0.95)``.
+
+    Raises:
+        ValueError: it is no mask, or metadata that JSON cannot say. OSError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {"sparsity": sparsity_of(mask)} | metadata | {"order": list(mask)}
+    try:
+        words = {name: json.dumps(value) for name, value in metadata.items()}
+    except TypeError as error:
+        raise ValueError(f"The metadata of a mask is what JSON can say ({error}): nothing was written.") from error
     tensors = {name: kept.detach().cpu().clone() for name, kept in mask.items()}  # slices of one memory are refused
-    save_file(tensors, path, {name: json.dumps(value) for name, value in metadata.items()})
+    try:
+        save_file(tensors, path, words)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error}): nothing was saved.") from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .masks import Mask, collapsed, keep_top, keep_top_per_layer, n_kept
 from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, prunable, shape_of
@@ -162,6 +163,12 @@ def prune(
     blind = method in ("magnitude", "random") and not structured  # an example shows which units belong together
     if (batches is None) == (x is None) and not (x is None and blind):
         raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")
+    if isinstance(x, DataLoader):
+        raise ValueError("A loader is given as batches=, and every batch of it is scored; x is one batch.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator is a torch.Generator, such as torch.Generator().manual_seed(0), not {generator!r}."
+        )
     batches = [(x, y)] if batches is None else batches
     batches = itertools.islice(batches, 1) if method in DATA_FREE else batches
     batches = list(batches) if rounds > 1 or structured else batches  # every round sees the same examples
@@ -206,7 +213,8 @@ def prune(
             "that starts at 0, like the head of torchvision's vision transformers, lets no gradient through."
         )
     elif gone := collapsed(mask):
-        sentence = f"At sparsity {sparsity:g} nothing is left of {', '.join(gone)}."
+        more = f" and {len(gone) - 5} more" if len(gone) > 6 else ""
+        sentence = f"At sparsity {sparsity:g} nothing is left of {', '.join(gone[:5] if more else gone)}{more}."
     if sentence and on_collapse == "raise":
         raise ValueError(sentence)
     if sentence:

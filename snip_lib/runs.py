@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,12 @@ MASK_FIELDS = (
     *("score_bn", "score_examples", "score_batches", "score_split", "score_class", "score_loss", "accumulate"),
     *("delay", "every", "retrain", "rewind", "structured"),
 )
+KINDS = {  # of a run's fields: what is taken for one, and its words
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a word"),
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,12 @@ class Run:
     attacked: bool = False  # after training, attack the network (`robustness.attacked`)
 
     def __post_init__(self):
+        for field in fields(self):
+            name, kind, value = field.name, field.type, getattr(self, field.name)
+            number, words = KINDS[kind]
+            if not isinstance(value, number) or isinstance(value, bool) != (kind is bool):
+                raise ValueError(f"{name} is {words}, not {value!r}.")
+            object.__setattr__(self, name, kind(value))  # lr=1 and lr=1.0, or numpy's number, are one run
         for name, known in (
             ("model", MODELS),
             ("dataset", DATASETS),
@@ -126,10 +139,10 @@ class Run:
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {self.sparsity}.")
         for name in ("rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is positive, not {getattr(self, name)}.")
         for name in ("steps", "score_examples", "delay", "every", "retrain"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is 0 or more, not {getattr(self, name)}.")
         if not self.steps and not self.sparsity:
             raise ValueError("A run of no step is scored and not trained: give it a sparsity.")
@@ -220,7 +233,7 @@ def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
     rows, where = {}, {}
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").rstrip().splitlines()  # an editor may end it with blank lines
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is damaged ({error}): rows are text in UTF-8.") from error
         for number, line in enumerate(lines, 1):
@@ -420,13 +433,15 @@ def collect(
     runs = list(dict.fromkeys(runs))
     if replicas < 0:
         raise ValueError(f"replicas is how many networks are trained as one, or 0 to let it be chosen, not {replicas}.")
+    if cluster not in ("", "local") and "://" not in cluster:
+        raise ValueError(f'cluster is "", "local" or the address of a scheduler, "tcp://...", not {cluster!r}.')
     folder = results_folder()
     rows = read_rows(folder)
     missing = [run for run in runs if run.key not in rows]
     if missing and train_missing:
         path, failures = folder / f"{chapter}.jsonl", []
         _check_writable(folder)
-        if not cluster.startswith("tcp"):  # there each worker has its own
+        if "://" not in cluster:  # there each worker has its own
             _check_writable(cache_folder(), "Checkpoints")
         with _bars(len(missing)) as (told, show):
             for group, made in _work(missing, replicas, until, cluster, show):
@@ -442,7 +457,8 @@ def collect(
             raise failures[0]
         missing = [run for run in runs if run.key not in rows]
     if missing:
-        print(f"{len(missing)} of {len(runs)} runs have no row yet: {_summary(missing)}.")
+        have = "run has" if len(runs) == 1 else "runs have"
+        print(f"{len(missing)} of {len(runs)} {have} no row yet: {_summary(missing)}.")
     return _table(runs, rows)
 
 

@@ -646,9 +646,9 @@ def test_the_stable_rate_is_that_of_the_profile_the_data_set_and_the_fields_of_i
     assert rates == [0.03]
 
 
-@pytest.mark.parametrize("text", ["colour=red", "rounds", "rounds="])
+@pytest.mark.parametrize("text", ["colour=red", "rounds", "rounds=", "rounds=one", "structured=yes"])
 def test_a_field_that_no_run_has_is_refused(text):
-    with pytest.raises(ValueError, match="name=value, with the name of a field of Run"):
+    with pytest.raises(ValueError, match=f"claims.csv: '{text}' should be name=value, a field of Run"):
         claims.settings(text)
 
 

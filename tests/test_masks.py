@@ -342,6 +342,30 @@ def test_a_mask_of_another_network_is_refused_with_a_sentence():
         snip.mask_of(model)
 
 
+def test_a_mask_whose_names_carry_a_wrappers_prefix_comes_with_the_remedy():
+    model = small_net()
+    mask = some_mask(model)
+    for wrapped, inside in ((torch.nn.DataParallel(model), "module"), (torch.compile(model), "_orig_mod")):
+        with pytest.raises(ValueError, match=rf"{inside}.0.weight.* is wrapped: mask the one inside, .{inside},"):
+            snip.apply_mask(wrapped, mask)
+        theirs = {f"{inside}.{name}": kept for name, kept in mask.items()}
+        with pytest.raises(ValueError, match=f"of a wrapped network: without the '{inside}.' before its names it fits"):
+            snip.apply_mask(model, theirs)
+    with pytest.raises(ValueError, match=r"\.\.\.$"):  # of another network altogether
+        snip.apply_mask(model, {"module.fc.weight": mask["0.weight"]})
+    assert same(snip.mask_of(snip.apply_mask(torch.nn.DataParallel(model).module, mask)), mask)
+
+
+def test_a_mask_that_cannot_be_saved_says_so_and_leaves_the_file_as_it_was(tmp_path):
+    mask, path = some_mask(small_net()), tmp_path / "mask.safetensors"
+    snip.save_mask(mask, path, seed=1)
+    with pytest.raises(ValueError, match="what JSON can say .*: nothing was written"):
+        snip.save_mask(mask, path, seed=torch.tensor(2))
+    assert snip.load_mask(path)[1]["seed"] == 1
+    with pytest.raises(OSError, match="nowhere/mask.* cannot be written .*: nothing was saved"):
+        snip.save_mask(mask, tmp_path / "nowhere" / "mask.safetensors")
+
+
 def test_what_is_no_mask_is_neither_saved_nor_shuffled_nor_read(tmp_path):
     path, mask = tmp_path / "mask.safetensors", some_mask(small_net())
     for bad, words in (

@@ -1,6 +1,7 @@
 """One truth in one place: versions, pins, the public address, the commands."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -136,6 +137,17 @@ def test_rows_refuses_what_does_not_exist(root, arguments, sentence):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(sentence) and done.stderr.count("\n") == 1
+
+
+def test_what_a_chapter_refuses_is_one_sentence_without_a_traceback(root, tmp_path):
+    command = [sys.executable, root / "book/build.py", "rows", "--chapter", "02", "--profile", "smoke"]
+    environ = os.environ | {"SNIP_RESULTS": str(tmp_path / "rows"), "SNIP_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([*command, "--cluster", "locl"], capture_output=True, text=True, env=environ)
+    assert done.returncode == 1 and not (tmp_path / "rows").exists()
+    assert done.stderr.splitlines()[-1] == (
+        '02_lenet_sweeps failed: cluster is "", "local" or the address of a scheduler, "tcp://...", not \'locl\'.'
+    )
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_parameter_that_a_chapter_lacks_is_refused(build):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 import snip_lib as snip
 from snip_lib.masks import keep_top, n_kept
@@ -342,6 +343,8 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"dtype": torch.bfloat16}, "float32 or torch.float64"),
         ({"only": "fc9"}, "matches 'fc9'"),
         ({"x": None, "y": None}, "Give one scoring batch"),
+        ({"x": DataLoader([(0, 0)]), "y": None}, "A loader is given as batches="),
+        ({"method": "random", "generator": 0}, "generator is a torch.Generator, .* not 0"),
         ({"batches": [batch()]}, "Give one scoring batch"),
         ({"x": None, "y": None, "batches": []}, "no batch"),
         ({"x": None, "y": None, "batches": batch()}, r"gives pairs \(x, y\), not of shape \[32, 8\]"),
@@ -381,6 +384,14 @@ def test_a_layer_removed_whole_is_a_warning_that_names_it_or_an_error():
     assert not mask["2.weight"].any() and caught[0].filename == __file__  # it points at the caller
     with pytest.raises(ValueError, match="nothing is left of 2.weight"):
         snip.prune(model, x, y, sparsity=0.9, method="magnitude", on_collapse="raise")
+
+
+def test_of_many_layers_removed_whole_the_first_five_are_named():
+    model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(12)))
+    with torch.no_grad():
+        model[11].weight.mul_(1e6)
+    with pytest.warns(UserWarning, match="left of 0.weight, 1.weight, 2.weight, 3.weight, 4.weight and 6 more.$"):
+        snip.prune(model, sparsity=1 - 9 / 108, method="magnitude")
 
 
 def test_a_head_that_starts_at_zero_is_a_warning_for_no_weight_can_be_scored():

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 
 import dask
+import numpy as np
 import psutil
 import pytest
 from hypothesis import given
@@ -134,6 +136,13 @@ def test_committed_rows_keep_their_names(root):
         ({"sparsity": 0.9, "steps": 60, "delay": 60}, "masks comes before the end"),
         ({"pixels": "blue"}, "Unknown pixels"),
         ({"lr": -1.0}, "lr is positive"),
+        ({"lr": math.nan}, "lr is positive, not nan"),
+        ({"retrain": math.inf}, "retrain is 0 or more, not inf"),
+        ({"sparsity": "0.9"}, "sparsity is a number, not '0.9'"),
+        ({"steps": 10.5}, "steps is a whole number, not 10.5"),
+        ({"seed": True}, "seed is a whole number, not True"),
+        ({"rewind": 1}, "rewind is True or False, not 1"),
+        ({"model": ["lenet300"]}, "model is a word"),
         ({"attacked": True, "steps": 0, "sparsity": 0.9}, "no trained network to attack"),
         ({"structured": True, "sparsity": 0.9, "model": "gru_s"}, "units of feed-forward networks, and gru_s is"),
         ({"structured": True, "sparsity": 0.9, "method": "grasp"}, "With structured, method is snip or random"),
@@ -183,6 +192,23 @@ def test_a_row_file_is_sorted_by_key_whatever_the_order_of_writing(tmp_path_fact
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     assert keys == sorted(row["key"] for row in rows)
     assert read_rows(path.parent) == {row["key"]: row for row in rows}
+
+
+def test_equal_numbers_make_one_run_whatever_their_type():
+    run = Run("lenet300", "mnist", lr=1.0, sparsity=0.5, steps=7)
+    for other in ({"lr": 1, "steps": np.int64(7)}, {"lr": np.float64(1.0), "sparsity": np.float32(0.5)}):
+        other = dataclasses.replace(run, **other)
+        assert other == run and other.key == run.key
+        assert json.loads(json.dumps(vars(other))) == vars(run)
+
+
+def test_blank_lines_at_the_end_of_a_file_lose_nothing(tmp_path):
+    path = tmp_path / "chapter.jsonl"
+    rows = [a_row(dataclasses.replace(SMALL, seed=i)) for i in range(2)]
+    write_row(rows[0], path)
+    path.write_text(path.read_text() + "\n \n")
+    write_row(rows[1], path)
+    assert read_rows(tmp_path) == {row["key"]: row for row in rows}
 
 
 def test_a_damaged_line_is_reported_with_file_and_line_and_not_dropped(tmp_path):
