@@ -342,6 +342,7 @@ def test_a_mask_of_another_network_is_refused_with_a_sentence():
         snip.mask_of(model)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch 2.11's own, when it compiles first
 def test_a_mask_whose_names_carry_a_wrappers_prefix_comes_with_the_remedy():
     model = small_net()
     mask = some_mask(model)
