@@ -585,20 +585,24 @@ def answer_markdown(judged: list[Verdict]) -> str:
     for line, tests in done:
         if line["kind"] == "no_loss" and not line["against"]:
             met = list(itertools.takewhile(lambda test: test.met, tests))
-            free += [f"{NAMES[line['model']]} {met[-1].where} sparsity"] if met else []
+            where = met[-1].where.replace("at", "at up to") if len(met) > 1 else met and met[0].where
+            free += [f"{NAMES[line['model']]} {where} sparsity"] if met else []
     first = "No network is shown yet to lose nothing where SNIP prunes it."
     if free:
         first = f"One shot before any training costs no more than the margin allows for {', '.join(free)}."
 
-    far = [(line, test) for line, (test, *_) in done if line["kind"] == "value" and line["sparsities"] != "0"]
+    printed = lines[(lines["kind"] == "value") & (lines["sparsities"] != "0")]
+    far = [(line, test) for line, (test, *_) in done if line.name in printed.index]
     second = "Of the errors that the paper prints for the pruned LeNets, none is tested yet."
     if far:
         line, test = max(far, key=lambda pair: abs(float(pair[1].said.split()[0]) - float(pair[0]["paper"])))
         met = sum(t.met for _, t in far)
         reached = {0: "none is", 1: "one is"}.get(met, f"{met} are")
+        undecided = len(printed) - len(far)
+        reached += f" reached within the margin{f', {undecided} undecided' if undecided else ''}"
         second = (
-            f"Of the {len(far)} errors that the paper prints for the pruned LeNets, {reached} reached within the "
-            f"margin; the farthest is {NAMES[line['model']]} {test.where} sparsity, with "
+            f"Of the {len(printed)} errors that the paper prints for the pruned LeNets, {reached}; "
+            f"the farthest is {NAMES[line['model']]} {test.where} sparsity, with "
             f"{test.said.split()[0]} % where the paper has {line['paper']} %."
         )
 
