@@ -196,7 +196,7 @@ def prune(
             # Only what reads the units is masked while scoring, so that a gate at 0 still has its derivative.
             scored, last = (mask_of_units(model, units, kept, biases=prune_biases, rows=rows) for rows in (False, True))
             if mask is not None and not returning:
-                scored, last = ({name: k & mask[name] for name, k in m.items()} for m in (scored, last))
+                scored, last = ({name: k & mask[name].to(k.device) for name, k in m.items()} for m in (scored, last))
         mask = last
     else:
         for target in targets if mask is None else _still_open(targets, mask):

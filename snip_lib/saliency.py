@@ -250,7 +250,7 @@ def trial(
             for name, p in masked.items():
                 p.requires_grad_(True).grad = None
                 if mask is not None:
-                    p.mul_(mask[name])
+                    p.mul_(mask[name].to(p.device))
         device = next(iter(masked.values())).device
         yield Trial(twin, weights, masked, placed(x, device, dtype), placed(y, device, dtype), loss)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 import snip_lib as snip
@@ -290,6 +291,33 @@ def test_rounds_begin_where_the_mask_is(schedule):
     for sparsity in [s for s in path if s > 0.8]:
         mask = snip.prune(model, x, y, sparsity=sparsity, within=mask, schedule=schedule, **F64)
     assert torch.equal(flat(rounds), flat(mask))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on another device, as far as a machine with one can show it: it meets no other before `to`."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.to, torch.Tensor.cpu):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(args[0].as_subclass(torch.Tensor), *args[1:], **(kwargs or {}))
+        if any(isinstance(t, torch.Tensor) and not isinstance(t, cls) for t in tree_leaves((args, kwargs))):
+            raise RuntimeError("Expected all tensors to be on the same device.")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "force"}, {"scope": "layer"}, {"structured": True}], ids=str)
+def test_a_mask_from_another_device_is_brought_to_the_network(options):
+    """As a run on a GPU meets it that goes on from a checkpoint, whose mask is read into the memory of the host."""
+    if "structured" in options:
+        pytest.importorskip("torch_pruning")
+    model, (x, y) = net(), batch()
+    first = snip.prune(model, x, y, sparsity=0.5, **options, **F64)
+    away = {name: kept.as_subclass(Elsewhere) for name, kept in first.items()}
+    with pytest.raises(RuntimeError, match="same device"):
+        first["0.weight"] & away["0.weight"]
+    more = [snip.prune(model, x, y, sparsity=0.7, within=within, **options, **F64) for within in (first, away)]
+    assert torch.equal(*map(flat, more)) and not any(isinstance(kept, Elsewhere) for kept in more[1].values())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
