@@ -5,6 +5,7 @@ Section 5 trains for up to 150,000 steps a network. Nothing here knows about pru
 """
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from .data import generator
+
+# What PyTorch says while a graph is being prepared and is known here, by how it begins: the optimiser, that it steps
+# without a graph; the compiler (torch 2.11), that rounded products would be faster.
+KNOWN = ("This instance was constructed with capturable=True", "TensorFloat32 tensor cores")
 
 
 @contextlib.contextmanager
@@ -79,7 +84,8 @@ def fastest(forms: list[Callable[..., None]], inputs: Sequence[Tensor], state: C
                 warm_up(form, inputs, state)  # what is compiled is so now, when a failure does no harm
             return form
         except Exception as error:  # of a compiler, in many forms
-            reason = " ".join(str(error).split())[:200]
+            told = [e for e in (error, error.__context__) if e]  # of a capture that fails only the context says why
+            reason = ": ".join(" ".join(str(e).split())[:200] for e in told)
             warnings.warn(
                 f"A fast form of the training step does not work here ({reason}): it is slower.", stacklevel=2
             )
@@ -118,9 +124,12 @@ def side_by_side(steps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[
 
 def captured(step: Callable[..., None], inputs: Sequence[Tensor], state: Callable[[], dict]) -> Callable[..., None]:
     """Return `step` as one CUDA graph: the same kernels in the same order, launched all at once, so it is exact."""
+    gc.collect()  # what is left of a form that failed would tie the parameters to its stream
     buffers, side = [x.clone() for x in inputs], torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), warnings.catch_warnings():
+        for sentence in KNOWN:
+            warnings.filterwarnings("ignore", sentence)
         warm_up(step, buffers, state)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

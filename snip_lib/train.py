@@ -164,8 +164,9 @@ def make_optimizer(run, model: nn.Module) -> torch.optim.Optimizer:
     rest = [p for p in model.parameters() if all(p is not q for q in decayed)]
     groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    on_gpu = next(model.parameters()).is_cuda  # where a graph replays the step, it reads the rate from a tensor
-    lr = torch.tensor(run.lr, device="cuda") if on_gpu else run.lr
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"  # where a graph replays the step, it reads the rate from a tensor, always float32
+    lr = torch.tensor(run.lr, dtype=torch.float32, device=device) if on_gpu else run.lr
     if run.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=lr, momentum=run.momentum, fused=True)

@@ -12,9 +12,13 @@ import math
 import subprocess
 import sys
 import time
+import types
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snip_lib import data, devices, replicas, robustness, runs, train
 from snip_lib.models import MODELS, VGG
@@ -432,6 +436,89 @@ def test_what_a_gpu_replays_side_by_side_leaves_no_trace_of_the_warm_up(streams,
     assert check_side_by_side_is_alone(wild, tmp_path)[0]["diverged"]  # after which there is another graph, of two
 
 
+def test_a_graph_is_prepared_without_the_words_that_are_known_and_with_all_others(streams, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: types.SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    folder = Path(torch.__file__).parent
+    source = "".join((folder / file).read_text() for file in ("optim/optimizer.py", "_inductor/compile_fx.py"))
+    words = iter([*devices.KNOWN, "Something else"])
+
+    def step(x):
+        for sentence in words:  # each is said once, and not while the graph is captured
+            warnings.warn(f"{sentence} is so.", stacklevel=2)
+
+    with pytest.warns(UserWarning, match="Something else is so") as told:
+        devices.captured(step, [torch.zeros(1)], dict)
+    assert len(told) == 1 and all(sentence in source for sentence in devices.KNOWN)
+
+
+def test_of_a_capture_that_fails_the_reason_is_told(monkeypatch):
+    def captured(form, inputs, state):
+        try:
+            raise ValueError("a look at a number")
+        finally:
+            raise RuntimeError("the capture failed")
+
+    monkeypatch.setattr(devices, "captured", captured)
+    on_gpu = types.SimpleNamespace(is_cuda=True)
+    with pytest.warns(UserWarning, match=r"\(the capture failed: a look at a number\)"):
+        assert devices.fastest([print], [on_gpu], dict) is print
+
+
+class Launched(TorchDispatchMode):
+    """The names of all operations meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+# A GPU waits for these: numbers or shapes that are read from a tensor, or a tensor that is made of the host's numbers.
+LOOKS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "lift_fresh", "_unique2", "_assert_async"}
+
+
+def test_a_look_is_seen():
+    with Launched() as launched:
+        x = torch.tensor([1.0, 2.0])
+        assert (x > 1).any() and len(x[x > 1]) == 1
+    assert {"_local_scalar_dense", "lift_fresh"} <= launched.names & LOOKS
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("model", ["lenet5", "gru_s", "vgg_like"])
+def test_what_a_gpu_replays_looks_at_no_tensor_and_leaves_no_autograd_graph(model, optimizer, tiny):
+    run = dataclasses.replace(SMALL, model=model, optimizer=optimizer, method="magnitude")
+    if model == "vgg_like":  # trained alone, and side by side
+        t = train.begin(dataclasses.replace(tiny, optimizer=optimizer), data.load("cifar10"))
+        inputs, step = (
+            train.prepare(t, train.examples(t.orders, range(1), torch.device("cpu"))[0, 0]),
+            train.forms(t)[-1],
+        )
+    else:  # stacked
+        t = replicas.begin(sweep(run, seed=range(2)), torch.device("cpu"), None, torch.float32, False)
+        inputs, step = [train.examples(t.orders, range(1), torch.device("cpu"))[0]], replicas.step_of(t)
+    step(*inputs)
+    with Launched() as launched:
+        step(*inputs)
+    assert len(launched.names) > 20 and not launched.names & LOOKS
+
+    def accumulators():  # what adds up the gradient of a parameter; a graph that is left keeps it, and its stream
+        return [p.view_as(p).grad_fn.next_functions[0][0].metadata for p in t.model.parameters()]
+
+    if model == "vgg_like":
+        for kept in accumulators():
+            kept["seen"] = True
+        assert not any(accumulators())
+        loss = t.model(inputs[0]).sum()
+        for kept in accumulators():
+            kept["seen"] = True
+        assert all(accumulators()) and loss.requires_grad
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
@@ -439,7 +526,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU her
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("model", ["lenet300", "lenet5", "gru_s"])
 def test_a_gpu_trains_what_a_cpu_trains(model, optimizer, tmp_path):
-    runs = varied(dataclasses.replace(SMALL, model=model, optimizer=optimizer, lr=0.001))[:3]
+    rates = {"lr": 2**-10, "decay": 2**-3}  # exact in the float32 that a graph reads its rate from
+    runs = varied(dataclasses.replace(SMALL, model=model, optimizer=optimizer, **rates))[:3]
     for device in ("cpu", "cuda"):
         (tmp_path / device).mkdir()
     _, single = alone(runs[0], tmp_path / "cpu")
