@@ -8,11 +8,13 @@ resident   `snip_lib.train`, one run on one core: whole data set in memory, mask
 engine     what `collect(..., cluster="local")` does: one process a core, with R replicas each where they pay;
            on a GPU one process with as many replicas as are asked for
 
-`ceiling` is the share of what a matrix product of 1,024 x 1,024 float32 reaches on the same cores. A step of VGG-D is
-at batch 128. Images are the digits' and, for VGG-D, noise: no data set is needed.
+`ceiling` is the share of what a matrix product of 1,024 x 1,024 float32 (8,192 x 8,192 on a GPU) reaches on the same
+cores. A step of VGG-D, or of any other network for CIFAR-10, is at batch 128; on a GPU `trained step` is what a run
+takes: one graph, for CIFAR-10 in bf16. Images are the digits' and, for CIFAR-10, noise: no data set is needed.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -31,13 +33,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from snip_lib import keep_top, replicas, train
 from snip_lib.data import DATASETS, Data, load
-from snip_lib.devices import arithmetic
+from snip_lib.devices import arithmetic, fastest
 from snip_lib.runs import Run, device_name
 from snip_lib.saliency import exact_arithmetic, snip
 
 SMALL = ("lenet300", "lenet5", "gru_s")
+CIFAR = ("alexnet", "vgg", "wrn")  # how the names of the others begin
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 N_PROCESSES = 1 if DEVICE.type == "cuda" else os.cpu_count()
+LOOK_EVERY = train.LOOK_EVERY if DEVICE.type == "cuda" else 5  # steps: a look makes a GPU wait
 
 
 def run_of(model: str) -> Run:
@@ -101,10 +105,13 @@ def engine(model: str, n_replicas: int, seconds: float) -> float:
     with arithmetic(DEVICE):
         t, advance = begun(model, n_replicas)
         advance(t, train.examples(t.orders, range(2), DEVICE))  # compiled by now
+        t.loss_sum.tolist()
         steps, began = 0, time.perf_counter()
+        ahead = train.examples(t.orders, range(LOOK_EVERY), DEVICE)
         while time.perf_counter() - began < seconds:
-            advance(t, train.examples(t.orders, range(steps, steps + 5), DEVICE))
-            steps += 5
+            advance(t, ahead)
+            steps += LOOK_EVERY
+            ahead = train.examples(t.orders, range(steps, steps + LOOK_EVERY), DEVICE)  # a GPU is still at work
             t.loss_sum.tolist()
         return n_replicas * steps / (time.perf_counter() - began)
 
@@ -129,14 +136,16 @@ def on_every_core(pool, call, *args) -> float:
 def product(seconds: float) -> float:
     """Return the floating-point operations a second of a float32 matrix product on one core, or on the GPU."""
     with arithmetic(DEVICE):
-        a, b = torch.rand(2, 1024, 1024, device=DEVICE)
+        side = 8192 if DEVICE.type == "cuda" else 1024
+        a, b = torch.rand(2, side, side, device=DEVICE)
+        (a @ b)[0, 0].item()  # what is loaded at first use does not count
         n, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
             for _ in range(4):
                 c = a @ b
             c[0, 0].item()
             n += 4
-        return n * 2 * 1024**3 / (time.perf_counter() - began)
+        return n * 2 * side**3 / (time.perf_counter() - began)
 
 
 # -------------------------------------------------------------------- single numbers
@@ -163,10 +172,11 @@ def medians_ms(calls: dict, n: int) -> dict:
 
 def scoring(model: str, n: int) -> dict:
     """Return the milliseconds of a training step, of one in the arithmetic of scoring, and of a scoring in float32."""
-    vgg = model == "vgg_d"
-    run = Run(model, "digits", sparsity=0.9, method="magnitude", batch_size=128 if vgg else 100)
+    cifar = model.startswith(CIFAR)
+    run = Run(model, "digits", sparsity=0.9, method="magnitude", batch_size=128 if cifar else 100)
     with arithmetic(DEVICE):
-        t = train.begin(run, noise((3, 32, 32), 256) if vgg else load("digits", device=DEVICE))
+        data = noise((3, 32, 32), 256) if cifar else load("digits", device=DEVICE)
+        t = train.begin(run, data)
         x, y = t.data.x_train[: run.batch_size], t.labels[: run.batch_size]
 
         def step():
@@ -177,6 +187,11 @@ def scoring(model: str, n: int) -> dict:
                 step()
 
         calls = {"step ms": step, "plain step ms": plain_step, "scoring ms": lambda: snip(t.model, x, y)}
+        if DEVICE.type == "cuda":
+            alone = train.begin(dataclasses.replace(run, precision="bf16" if cifar else "float32"), data)
+            batch = x.contiguous(memory_format=torch.channels_last), y  # as augmentation leaves it
+            graph = fastest(train.forms(alone), batch, functools.partial(train.state, alone))
+            calls["trained step ms"] = lambda: graph(*batch)
         found = medians_ms(calls, n)
         with FlopCounterMode(display=False) as counted:
             F.cross_entropy(t.model(x), y).backward()
@@ -247,10 +262,10 @@ def main():
     context = multiprocessing.get_context("spawn")
     with context.Pool(N_PROCESSES, _share, (context.Barrier(N_PROCESSES),)) as pool:
         for model in options.models:
-            single = scoring(model, n=3 if model == "vgg_d" else 100)
+            single = scoring(model, n=3 if model.startswith(CIFAR) and DEVICE.type == "cpu" else 100)
             flop = single.pop("flop")
             row = {}
-            if model != "vgg_d":
+            if not model.startswith(CIFAR):
                 chosen = 220 if DEVICE.type == "cuda" else replicas.how_many(run_of(model), DEVICE)
                 n_replicas = options.replicas or chosen
                 found = rates(pool, model, n_replicas, options.rounds, options.seconds)
