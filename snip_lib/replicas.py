@@ -340,7 +340,7 @@ def advance(g: Group, table: Tensor) -> None:
             g.rates.copy_(torch.tensor([single.rate_at(run, step) for run in g.runs], dtype=torch.float64))
         if g.learn is None:
             plain = step_of(g)
-            if g.compiled and chosen.is_cuda:
+            if g.compiled:
                 torch.compiler.reset()  # a process compiles one function eight times at most, and each group anew
             forms = [torch.compile(plain, dynamic=False), plain] if g.compiled else [plain]
             g.learn = fastest(forms, [chosen], lambda: g.state() | {"loss_sum": g.loss_sum})

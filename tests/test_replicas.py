@@ -329,6 +329,16 @@ def test_the_compiled_step_is_the_step_and_goes_on_with_the_same_bits(tmp_path):
     check_a_stopped_group_ends_with_the_same_bits(runs, tmp_path, [100, 200], compiled=True)
 
 
+def test_every_group_of_a_process_is_compiled(monkeypatch):
+    """PyTorch gives a function up that was compiled eight times, without a word: the ninth group would be slow."""
+    compiled = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for seed in range(2):
+            pair = sweep(dataclasses.replace(SMALL, steps=5), seed=range(seed, seed + 2))
+            replicas.train_replicas(pair, compiled=True)
+
+
 def test_without_a_compiler_the_plain_step_is_taken_and_this_is_said_once(tmp_path, monkeypatch):
     runs = sweep(dataclasses.replace(SMALL, steps=120), seed=range(2))
     _, expected = grouped(runs, tmp_path)
