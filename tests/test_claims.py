@@ -369,7 +369,7 @@ def test_rows_that_were_there_before_a_criterion_about_them_alone_do_not_judge_i
     world.criteria("X1,5,03,cost,lenet300,mnist,0.9,,,,0.01,5,It costs nothing.,\n")
     monkeypatch.setitem(claims.SINCE, "X1", "2026-12-02T00:00:00Z")
     world.add(SHOT, scoring_seconds=[0.5] * 5, seconds=100.0)
-    assert world.judge("X1").verdict == "not tested (not run yet)"
+    assert world.judge("X1").verdict == "not tested (not run yet; rows older than the criterion do not count)"
     world.add(SHOT, scoring_seconds=[0.5] * 5, seconds=100.0, time="2026-12-02T00:00:00Z")
     assert world.judge("X1").verdict == "reproduced"
 
@@ -426,6 +426,8 @@ def test_fits_asks_every_seed(world):
     assert held.verdict == "in part" and held.evidence.endswith("limited by only 1 seed") and held.profile == "own"
     world.add(dataclasses.replace(run, sparsity=0.99), train_loss=[0.01, 0.02, 0.03])
     assert world.judge("X1").verdict == "reproduced"
+    world.add(dataclasses.replace(run, sparsity=0.99), train_loss=[0.01, 0.02, 0.04])
+    assert "training loss at most 0.040" in world.judge("X1").evidence  # the worst of those that are met
     world.add(dataclasses.replace(run, sparsity=0.99), train_loss=[0.01, 0.02, 0.05])
     assert world.judge("X1").verdict == "in part"
     world.add(run, train_loss=[0.01, 0.02, 0.06])

@@ -67,6 +67,13 @@ def test_outputs_name_no_folder_of_a_machine(code):
         assert not re.search(r"/home/|/root/|/tmp/|C:\\\\", str(cell.outputs)), cell.id
 
 
+def test_no_line_of_a_text_begins_like_a_comment(notebook):
+    """MyST drops a line that begins with ``%``: of "at 98\\n% a network" half a sentence would be left."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"^\s*%", cell.source, re.MULTILINE), cell.id
+
+
 def test_cell_ids_are_unique_in_the_book(chapter, notebook):
     elsewhere = {cell.id for path in CHAPTERS if path != chapter for cell in nbformat.read(path, as_version=4).cells}
     ids = [cell.id for cell in notebook.cells]
