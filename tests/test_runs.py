@@ -344,7 +344,7 @@ def test_rows_say_everything_about_where_they_come_from(folders):
 def test_no_run_starts_after_the_budget_is_spent(folders, capsys):
     assert time_limit(0) == float("inf")
     assert collect([SMALL], "chapter", train_missing=True, until=time.time() - 1).empty
-    assert "1 of 1 runs have no row yet" in capsys.readouterr().out
+    assert "1 of 1 run has no row yet" in capsys.readouterr().out
 
 
 def test_after_the_budget_nothing_is_even_scored(folders, monkeypatch):
