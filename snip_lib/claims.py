@@ -104,7 +104,7 @@ class Test:
     barred: str = ""  # why these rows can say nothing
     where: str = ""  # which comparison this is
     left_out: int = 0  # runs that diverged
-    near: float = 0.0  # where every single seed is judged: the worst one, as a share of what is allowed
+    excess: float = 0.0  # where every single seed is judged: by how much the worst one passes its bound
     met: bool = False  # p < 0.05 after Holm's correction over the claim
 
 
@@ -252,16 +252,18 @@ def differs(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
     return Test(len(gaps), p, -margin < low and high < margin, said)
 
 
-def _each(allowed: pd.Series, said: Cell, **more) -> Test:
-    """Return the test that every single seed is `allowed`: one that is not refutes it."""
-    return Test(len(allowed), 0.0 if len(allowed) and allowed.all() else 1.0, not allowed.all(), said, **more)
+def _each(excess: pd.Series, said: Cell, **more) -> Test:
+    """Return the test that `excess`, by how much each seed passes its bound, is below 0: one that is not refutes it."""
+    allowed = excess < 0
+    p = 0.0 if len(allowed) and allowed.all() else 1.0
+    return Test(len(allowed), p, not allowed.all(), said, excess=excess.max(), **more)
 
 
 def cost(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
     """In every run, scoring takes less than this share of all its seconds."""
     shares = ours["scoring_seconds"] / ours["seconds"]
     said = cell(f"{digits(100 * shares.max(), 3)} %", "largest percent scoring_seconds of seconds", ours)
-    return _each(shares < float(line["margin"]), said)
+    return _each(shares - float(line["margin"]), said)
 
 
 def same_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
@@ -269,7 +271,7 @@ def same_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test
     pairs = ours.merge(theirs, on="seed")
     equal = pairs["mask_sha_x"] == pairs["mask_sha_y"]
     said = cell(f"{equal.sum()} of {len(equal)}", "equal mask_sha", tuple(pairs["key_x"]), tuple(pairs["key_y"]))
-    return _each(equal, said)
+    return _each(-equal.astype(float), said)
 
 
 def other_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
@@ -287,7 +289,7 @@ def other_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Tes
     )
     least = f"{digits(100 * moved.min())} %"
     said = cell(least, "least percent moved kept", tuple(pairs["key_x"]), tuple(pairs["key_y"]))
-    return _each(moved > float(line["margin"]), said)
+    return _each(float(line["margin"]) - moved, said)
 
 
 def follows_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
@@ -313,7 +315,7 @@ def fits(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
     """The training loss at the last step is below this for every seed."""
     losses = ours["train_loss"].astype(float)
     said = cell(digits(losses.max(), 3), "largest train_loss", ours)
-    return _each(losses < float(line["margin"]), said, near=losses.max() / float(line["margin"]))
+    return _each(losses - float(line["margin"]), said)
 
 
 def does_not_fit(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
@@ -322,7 +324,7 @@ def does_not_fit(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> T
     barred = "" if (dense < DENSE_FITS).all() else "too short, the dense network does not fit either"
     barred = barred if len(dense) else "the dense network is not run yet"
     said = cell(digits(losses.min(), 3), "smallest train_loss", ours)
-    return _each(losses > float(line["margin"]), said, barred=barred)
+    return _each(float(line["margin"]) - losses, said, barred=barred)
 
 
 def disconnects(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
@@ -456,7 +458,7 @@ def _words(line: pd.Series) -> str:
 
 
 def _weakest(tests: Iterable[Test]) -> Test:
-    return max(tests, key=lambda test: (test.p, test.refuted, test.near))
+    return max(tests, key=lambda test: (test.p, test.refuted, test.excess))
 
 
 def _baseline_agrees(line: pd.Series, profile: str, find: Callable) -> bool:
@@ -591,8 +593,8 @@ def answer_markdown(judged: list[Verdict]) -> str:
     for line, tests in done:
         if line["kind"] == "no_loss" and not line["against"]:
             met = list(itertools.takewhile(lambda test: test.met, tests))
-            where = met[-1].where.replace("at", "at up to") if len(met) > 1 else met and met[0].where
-            free += [f"{NAMES[line['model']]} {where} sparsity"] if met else []
+            up_to = "at up to" if len(met) > 1 else "at"
+            free += [f"{NAMES[line['model']]} {met[-1].where.replace('at', up_to)} sparsity"] if met else []
     first = "No network is shown yet to lose nothing where SNIP prunes it."
     if free:
         first = f"One shot before any training costs no more than the margin allows for {', '.join(free)}."
@@ -604,8 +606,8 @@ def answer_markdown(judged: list[Verdict]) -> str:
         line, test = max(far, key=lambda pair: abs(float(pair[1].said.split()[0]) - float(pair[0]["paper"])))
         met = sum(t.met for _, t in far)
         reached = {0: "none is", 1: "one is"}.get(met, f"{met} are")
-        undecided = len(printed) - len(far)
-        reached += f" reached within the margin{f', {undecided} undecided' if undecided else ''}"
+        left = len(printed) - len(far)
+        reached += f" reached within the margin{f', {left} not decided' if left else ''}"
         second = (
             f"Of the {len(printed)} errors that the paper prints for the pruned LeNets, {reached}; "
             f"the farthest is {NAMES[line['model']]} {test.where} sparsity, with "
@@ -620,11 +622,12 @@ def answer_markdown(judged: list[Verdict]) -> str:
         unclear = any("undecided" in v.verdict for v in found)
         return f"whether {it} {does} is {'undecided' if unclear else 'not tested yet'}"
 
-    third = tally("03_comparisons", "no_worse", "one shot", "is no worse than training first and pruning then")
-    third += "; " + tally(
-        "04_modern_architectures", "no_loss", "a modern network", "loses no more than the margin allows"
-    )
-    third += "; " + tally("09_snip_it", "better", "pruning in small steps before training", "does better than one shot")
+    asked = [
+        ("03_comparisons", "no_worse", "one shot", "is no worse than training first and pruning then"),
+        ("04_modern_architectures", "no_loss", "a modern network", "loses no more than the margin allows"),
+        ("09_snip_it", "better", "pruning in small steps before training", "does better than one shot"),
+    ]
+    third = "; ".join(itertools.starmap(tally, asked))
     return " ".join([first, second, third[0].upper() + third[1:] + "."])
 
 

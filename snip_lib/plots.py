@@ -21,7 +21,7 @@ MARKERS = "osD^v"
 
 
 def line_colour(i: int) -> tuple[float, float, float]:
-    """Return that of line i: of the palette without pink and yellow (faint on white) and grey (it is for chance)."""
+    """Return the RGB colour of line i: no pink or yellow, which are faint on white, nor grey, which is for chance."""
     places = (0, 1, 2, 3, 4, 5, 9)
     return sns.color_palette("colorblind")[places[i % len(places)]]
 
