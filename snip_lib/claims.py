@@ -521,12 +521,18 @@ class Linked(Table):
 
 def chapter_link(text: str, chapter: str, folder: str = "") -> str:
     """Return a Markdown link to the verdicts of a chapter, or the text alone while there is no such chapter."""
-    page = FOLDER.parent / f"{chapter}.ipynb"
-    heading = re.search(r'"## (Verdict[^"\\]*)', page.read_text(encoding="utf-8")) if page.exists() else None
+    heading = _heading(chapter, "## Verdict")
     if not heading:
         return text
-    anchor = re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")  # as GitHub and Sphinx name headings
-    return f"[{text}]({folder}{page.name}#{anchor})"
+    anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")  # as GitHub and Sphinx name headings
+    return f"[{text}]({folder}{chapter}.ipynb#{anchor})"
+
+
+def _heading(chapter: str, begins: str) -> str:
+    """Return the first heading of a chapter that begins so, without its marks; "" while there is none."""
+    page = FOLDER.parent / f"{chapter}.ipynb"
+    found = re.search(rf'"({begins}[^"\\]*)', page.read_text(encoding="utf-8")) if page.exists() else None
+    return found[1].lstrip("# ") if found else ""
 
 
 def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
@@ -647,7 +653,7 @@ def summary_markdown() -> str:
     judged, lines = verdicts(), criteria()
     table_lines = [f"| | {' | '.join(WORDS)} |", "|---|" + "---|" * len(WORDS)]
     for chapter, group in lines[lines["kind"] != "learning_rate"].groupby("chapter", sort=False):
-        about = f"{chapter[3:].replace('_', ' ')} ({', '.join(sorted(set(group['section'])))})"
+        about = f"{_heading(chapter, '# ') or chapter} ({', '.join(sorted(set(group['section'])))})"
         cells = [[v.claim for v in judged if v.claim in group.index and v.verdict.startswith(w)] for w in WORDS]
         linked = [", ".join(chapter_link(c, chapter, "../notebooks/") for c in claims) for claims in cells]
         table_lines.append(f"| {chapter_link(about, chapter, '../notebooks/')} | {' | '.join(linked)} |")

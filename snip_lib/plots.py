@@ -5,7 +5,7 @@ Each takes the same rows as the table beside it.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .claims import interval
-from .tables import cell, digits
+from .tables import cell, digits, settled
 
 MARKERS = "osD^v"
 
@@ -43,6 +43,23 @@ def source(*functions: Callable) -> str:
     return "```python\n" + "\n\n".join(text.rstrip() for text in texts) + "\n```"
 
 
+def footed(figure: plt.Figure, groups: Iterable[pd.DataFrame]) -> plt.Figure:
+    """Write below a figure how long the runs of the rows that it shows trained, and how many there are at a point.
+
+    A point is a group at one sparsity. So a figure that travels alone still says what it rests on.
+    """
+    points = [point for rows in groups for _, point in rows.groupby("sparsity")]
+    steps = sorted({int(n) for point in points for n in point["steps"]})
+    n = sorted({len(point) for point in points})
+    text = "no run yet" if not points else f"{_range(steps)} steps, n = {_range(n)} {'seed' if n == [1] else 'seeds'}"
+    figure.text(0.01, -0.015, f"Ours: {text}.", va="top", fontsize=9, color="0.35")
+    return figure
+
+
+def _range(numbers: list[int]) -> str:
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((numbers[0], numbers[-1])))
+
+
 def error_against_sparsity(panels: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> plt.Figure:
     """Draw test error against sparsity, one panel a network: title -> (its rows, the paper's lines).
 
@@ -52,8 +69,7 @@ def error_against_sparsity(panels: dict[str, tuple[pd.DataFrame, pd.DataFrame]])
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
     for i, (axis, (title, (rows, paper))) in enumerate(zip(axes[0], panels.items(), strict=True)):
         colour = sns.color_palette("colorblind")[i]
-        settled = rows[~rows["diverged"].astype(bool)]
-        stats = settled.groupby("sparsity")["test_error"].agg(["mean", "std"]).fillna(0.0)
+        stats = settled(rows).groupby("sparsity")["test_error"].agg(["mean", "std"]).fillna(0.0)
         x = 100 * stats.index
         axis.errorbar(
             x, stats["mean"], stats["std"], color=colour, marker=MARKERS[i], capsize=3, label="ours, mean ± sd"
@@ -67,7 +83,7 @@ def error_against_sparsity(panels: dict[str, tuple[pd.DataFrame, pd.DataFrame]])
         axis.set(title=title, xlabel="sparsity (% removed)", ylabel="test error (%)", ylim=(0, None))
         axis.legend(frameon=False)
     figure.tight_layout()
-    return figure
+    return footed(figure, (settled(rows) for rows, _ in panels.values()))
 
 
 def first_layer(masks: dict[str, Tensor], *, side: int) -> plt.Figure:
@@ -195,8 +211,8 @@ def pictures_over_errors(
     axis, names = figure.add_subplot(grid[1, :]), list(pictures)
     stats = []
     for name, rows in errors.items():
-        settled = rows.loc[~rows["diverged"].astype(bool), "test_error"]
-        stats += [(names.index(name), settled.mean(), settled.std())] if len(settled) else []
+        found = settled(rows)["test_error"]
+        stats += [(names.index(name), found.mean(), found.std())] if len(found) else []
     if stats:
         x, mean, sd = zip(*stats, strict=True)
         axis.errorbar(x, mean, sd, marker=MARKERS[0], ls="none", capsize=4, label="ours, mean ± sd")
@@ -207,7 +223,7 @@ def pictures_over_errors(
     axis.set(xlim=(-0.5, n - 0.5), ylim=(0, None), xticks=range(n), xticklabels=[], ylabel="test error (%)")
     axis.set_xlabel("examples in the batch that scores")
     axis.legend(frameon=False, loc="lower right")
-    return figure
+    return footed(figure, map(settled, errors.values()))
 
 
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
@@ -221,7 +237,7 @@ def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> p
     """
     figure, axis = plt.subplots(figsize=(9.5, 4.2))
     for i, (label, rows) in enumerate(groups.items()):
-        curves = [pd.DataFrame(c) for c in rows.loc[~rows["diverged"].astype(bool), "curve"]] if len(rows) else []
+        curves = [pd.DataFrame(c) for c in settled(rows)["curve"]] if len(rows) else []
         if not curves:
             axis.plot([], [], " ", label=f"{label}: {'diverged' if len(rows) else 'not run yet'}")
             continue
@@ -233,7 +249,7 @@ def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> p
     axis.set(xlabel="steps", ylabel="training loss", ylim=(-0.05, None))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
-    return figure
+    return footed(figure, map(settled, groups.values()))
 
 
 def against_sparsity(groups: dict[str, pd.DataFrame], column: str, ylabel: str) -> plt.Figure:
@@ -241,11 +257,11 @@ def against_sparsity(groups: dict[str, pd.DataFrame], column: str, ylabel: str) 
 
     Large: mean over seeds with its sample sd; small: single seeds. Runs that diverged are left out.
     """
-    settled = {label: rows[~rows["diverged"].astype(bool)] for label, rows in groups.items()}
-    places = {s: i for i, s in enumerate(sorted({s for rows in settled.values() for s in rows["sparsity"]}))}
+    drawn = {label: settled(rows) for label, rows in groups.items()}
+    places = {s: i for i, s in enumerate(sorted({s for rows in drawn.values() for s in rows["sparsity"]}))}
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
-    for i, (label, rows) in enumerate(settled.items()):
-        aside = 0.12 * (i - (len(settled) - 1) / 2)
+    for i, (label, rows) in enumerate(drawn.items()):
+        aside = 0.12 * (i - (len(drawn) - 1) / 2)
         look = {"color": line_colour(i), "marker": MARKERS[i % 5]}
         label = label if len(rows) else f"{label}: not run yet"
         stats = rows.astype({column: float}).groupby("sparsity")[column].agg(["mean", "std"]).fillna(0.0)
@@ -258,7 +274,7 @@ def against_sparsity(groups: dict[str, pd.DataFrame], column: str, ylabel: str) 
     axis.set(xlabel="sparsity (% removed)", ylabel=ylabel)
     axis.legend(frameon=False)
     figure.tight_layout()
-    return figure
+    return footed(figure, drawn.values())
 
 
 def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Figure:
@@ -318,22 +334,7 @@ def errors_by_method(panels: dict[str, dict[str, pd.DataFrame]]) -> plt.Figure:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.13, 1, 1))
-    return figure
-
-
-def shares_of_whole(table: pd.DataFrame, *, xlabel: str) -> plt.Figure:
-    """Draw each column of a table, whose first line is the whole network, as percent of that line: grouped bars."""
-    shares = 100 * table.astype(float) / table.iloc[0].astype(float)
-    figure, axis = plt.subplots(figsize=(7.2, 3.8))
-    bars = shares.plot.bar(ax=axis, rot=0, width=0.8, color=sns.color_palette("colorblind"), edgecolor="black")
-    for container, hatch in zip(bars.containers, ("", "//", "..", "xx"), strict=False):
-        for patch in container:
-            patch.set_hatch(hatch)
-        axis.bar_label(container, fmt="%.0f", fontsize=8)
-    axis.set(xlabel=xlabel, ylabel="% of the whole network")
-    axis.legend(frameon=False)
-    figure.tight_layout()
-    return figure
+    return footed(figure, (rows for groups in panels.values() for rows in groups.values()))
 
 
 # Where the names of Table 1's methods do not collide: beside their markers, in points, and how they are aligned.
@@ -344,8 +345,9 @@ NAME_AT |= {"lc": (7, -3, "left"), "l-obs": (7, 0, "left"), "sws": (7, -4, "left
 def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.DataFrame]]) -> plt.Figure:
     """Draw test error against sparsity for several methods, one panel a network: title -> (method -> rows, paper).
 
-    Both axes are logarithmic, that of sparsity in what is left. Filled: mean ± sample sd; a band for "dense". Hollow,
-    with their names: the paper's lines of `published()`. Runs that diverged are left out and counted in the table.
+    Both axes are logarithmic, that of sparsity in what is left. Filled: the mean, with bars to the lowest and the
+    highest seed; a band for "dense", mean ± sample sd. Hollow, with their names: the paper's lines of `published()`.
+    Runs that diverged are left out and counted in the table.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(8.6, 5.0), squeeze=False, sharey=True, layout="constrained")
     names = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense")
@@ -354,15 +356,16 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     }
     for axis, (title, (groups, paper)) in zip(axes[0], panels.items(), strict=True):
         for i, (name, rows) in enumerate(groups.items()):
-            settled = rows[~rows["diverged"].astype(bool)].astype({"test_error": float})
-            stats = settled.groupby("sparsity")["test_error"].agg(["mean", "std"]).fillna(0.0)
+            errors = settled(rows).astype({"test_error": float}).groupby("sparsity")["test_error"]
+            stats = errors.agg(["mean", "min", "max", "std"]).fillna(0.0)
             if name == "dense" and len(stats):
-                mean, sd = stats.iloc[0]
+                mean, sd = stats.iloc[0][["mean", "std"]]
                 axis.axhspan(mean - sd, mean + sd, color="0.8", lw=0, label="dense, mean ± sd")
             elif name in looks:
                 left = 100 * (1 - stats.index.to_numpy(dtype=float)) * 1.02 ** (len(groups) / 2 - i)  # side by side
                 marker, colour = looks[name]
-                axis.errorbar(left, stats["mean"], stats["std"], marker=marker, color=colour, capsize=2, label=name)
+                ends = [stats["mean"] - stats["min"], stats["max"] - stats["mean"]]  # a sd may reach below 0
+                axis.errorbar(left, stats["mean"], ends, marker=marker, color=colour, capsize=2, label=name)
         printed = paper[(paper["quantity"] == "test_error") & (paper["sparsity"] > 0)]
         left = 100 * (1 - printed["sparsity"])
         axis.plot(left, printed["value"], "ko", ms=9, mfc="none", label="the paper's Table 1")
@@ -381,7 +384,7 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     axes[0, 0].set_ylabel("test error (%)")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
-    return figure
+    return footed(figure, (settled(rows) for groups, _ in panels.values() for rows in groups.values()))
 
 
 def before_and_after(lines: pd.DataFrame, *, margin: float) -> plt.Figure:

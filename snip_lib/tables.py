@@ -65,7 +65,9 @@ def cell(text: str, how: str, *groups: pd.DataFrame | tuple[str, ...]) -> Cell:
 
 
 def table(lines: list[dict], index: str) -> Table:
-    """Return lines of cells as a table, indexed by their column `index`."""
+    """Return lines of cells as a table, indexed by their column `index`; one line stands for all if none has rows."""
+    if len(lines) > 1 and all(line.get("n") == "not run yet" for line in lines):
+        lines = [{index: f"all {len(lines)}", "n": "not run yet"}]
     return Table(lines, dtype=object).set_index(index)
 
 

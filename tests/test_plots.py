@@ -69,7 +69,9 @@ def test_clouds_leave_out_pixels_without_a_row():
 
 
 def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
-    errors = pd.DataFrame({"diverged": [False, False, True], "test_error": [2.0, 4.0, 90.0]})
+    errors = pd.DataFrame(
+        {"diverged": [False, False, True], "test_error": [2.0, 4.0, 90.0], "sparsity": 0.9, "steps": 9}
+    )
     pictures = {"1": [np.nan] * 4, "10": SCORED["mean_image"], "all": SCORED["mean_image"]}
     figure = plots.pictures_over_errors(pictures, {"1": runs.rows_of([]), "10": errors}, {"theirs": {"all": 2.5}})
     axis = figure.axes[-1]
@@ -79,7 +81,7 @@ def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
 
 
 def test_a_single_point_is_seen_whole_and_a_group_without_rows_says_so():
-    rows = pd.DataFrame([{"sparsity": 0.0, "train_loss": 0.012, "diverged": False}])
+    rows = pd.DataFrame([{"sparsity": 0.0, "train_loss": 0.012, "diverged": False, "steps": 9}])
     figure = plots.against_sparsity({"some": rows, "none": runs.rows_of([])}, "train_loss", "training loss")
     axis = figure.axes[0]
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
@@ -91,11 +93,24 @@ def test_a_single_point_is_seen_whole_and_a_group_without_rows_says_so():
 
 
 def test_a_method_without_rows_in_any_panel_is_named_in_the_legend():
-    rows = pd.DataFrame([{"sparsity": 0.9, "test_error": 2.0}])
+    rows = pd.DataFrame([{"sparsity": 0.9, "test_error": 2.0, "steps": 9}])
     none = runs.rows_of([])
     panels = {"one": {"a": rows, "b": none, "c": none}, "two": {"a": none, "b": rows, "c": none}}
     figure = plots.errors_by_method(panels)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c: not run yet"]
+
+
+def test_a_figure_says_how_long_its_runs_trained_and_how_many_there_are_at_a_point():
+    rows = pd.DataFrame({"sparsity": [0.0, 0.9, 0.9], "steps": [12_500, 12_500, 60_000]})
+    for groups, said in {
+        (): "no run yet",
+        (0, 0): "no run yet",
+        (1,): "12,500 steps, n = 1 seed",
+        (3,): "12,500 to 60,000 steps, n = 1 to 2 seeds",
+        (3, 3): "12,500 to 60,000 steps, n = 1 to 2 seeds",
+    }.items():
+        figure = plots.footed(plots.plt.figure(), [rows[:n] for n in groups])
+        assert figure.texts[0].get_text() == f"Ours: {said}."
 
 
 def test_lines_have_colours_of_their_own_that_stand_out_on_white():

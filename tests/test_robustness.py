@@ -281,6 +281,8 @@ def test_every_run_counts_with_the_error_that_it_ended_with():
     assert table.loc["FORCE"].tolist() == ["not run yet", "", "", ""]
     assert table.loc["SNIP", "98 %"].keys == (("a", "b"),)
     assert by_sparsity({"SNIP": ours.iloc[:0]}).loc["SNIP"].tolist() == ["not run yet", ""]
+    none = by_sparsity({"SNIP": ours.iloc[:0], "FORCE": ours.iloc[:0]})  # one line for all of them
+    assert none.index.tolist() == ["all 2"] and none["n"].tolist() == ["not run yet"]
     assert by_sparsity({"SNIP": ours}, "effective_sparsity").loc["SNIP", "99.5 %"] == "1.00"
 
 
@@ -354,13 +356,4 @@ def test_the_figure_shows_the_mean_over_every_run_and_each_of_them():
     assert not any(len(line.get_ydata()) for line in empty) and guess.get_ydata() == [90, 90]
     assert [label.get_text() for label in some.get_xticklabels()] == ["98", "99.5"]
     assert none.get_title() == "none: not run yet"
-    plt.close("all")
-
-
-def test_bars_are_percent_of_the_whole_network():
-    costs = pd.DataFrame({"parameters": [200, 50], "seconds": [0.4, 0.3]}, index=["whole", "50"])
-    figure = plots.shares_of_whole(costs, xlabel="units removed (%)")
-    (axis,) = figure.axes
-    assert [[bar.get_height() for bar in bars] for bars in axis.containers] == [[100, 25], [100, pytest.approx(75)]]
-    assert len({bars[0].get_hatch() for bars in axis.containers}) == 2  # colour is not the only carrier of meaning
     plt.close("all")
