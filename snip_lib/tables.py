@@ -136,9 +136,12 @@ def digits(value: float, places: int = 2, sign: str = "") -> str:
     return f"{rounded:{sign}f}"
 
 
-def spread(rows: pd.DataFrame, field: str = "test_error", after: float | None = None) -> Cell:
-    """Return "mean ± sample sd" over the rows that did not diverge; on their curves, `after` a share of the steps."""
-    rows, how = settled(rows), f"mean ± sd {field}"
+def spread(rows: pd.DataFrame, field: str = "test_error", after: float | None = None, failed: bool = False) -> Cell:
+    """Return "mean ± sample sd" over the rows that did not diverge; on their curves, `after` a share of the steps.
+
+    With `failed`, over all rows: a run that diverged counts with what it ended with.
+    """
+    rows, how = rows if failed else settled(rows), f"mean ± sd {'of all ' if failed else ''}{field}"
     values = rows[field]
     if after is not None:
         curves, how = rows["curve"] if len(rows) else [], f"{how} after {after:g}"
@@ -201,22 +204,25 @@ def group_table(
     paper: dict[str, str] | None = None,
     label: str = "method",
     also: dict[str, str] | None = None,
+    failed: bool = False,
 ) -> Table:
     """Return one line a group of rows: seeds, diverged runs, error, difference to dense, the paper's number.
 
     Errors are in percent, mean ± sample sd over the runs that did not diverge; "pruned − dense" is in points,
     paired by seed, with its 95 % interval, if the rows of the `dense` network are given. `paper` is what the
     paper prints for a group. `also` adds columns: title -> a column of the rows, shown as mean ± sd. A group
-    without rows is "not run yet". The index is called `label`.
+    without rows is "not run yet". The index is called `label`. With `failed`, the error is that of all runs, each
+    with what it ended with: where ways to prune are compared, to leave failures out would favour the way that fails.
     """
     lines = []
     for name, rows in groups.items():
-        line = {label: name, "n": cell(str(len(settled(rows))), "count", settled(rows))}
+        used = rows if failed else settled(rows)
+        line = {label: name, "n": cell(str(len(used)), "count", used)}
         line["diverged"] = cell(str(int(rows["diverged"].sum())), "diverged", rows)
         for title, field in {"test error %": "test_error", **(also or {})}.items():
-            line[title] = spread(rows, field) if len(rows) else "not run yet"
+            line[title] = spread(rows, field, failed=failed) if len(rows) else "not run yet"
         if dense is not None:
-            compared = difference(settled(rows), settled(dense))
+            compared = difference(used, settled(dense))
             same = set(rows["key"]) <= set(dense["key"])  # the dense network itself, or no row at all
             line["pruned − dense"] = compared if compared != "–" and not same else ""
         if paper is not None:

@@ -228,8 +228,8 @@ def recomputed(how, groups, printed=()):
             return [(sum(row["diverged"] for row in rows), 0)]
         case ["fewest", "seeds"]:
             return [(fewest(groups), 0)]
-        case ["mean", "±", "sd", _]:
-            assert not any(row["diverged"] for row in rows)
+        case ["mean", "±", "sd", *whose, _]:
+            assert whose == ["of", "all"] or not any(row["diverged"] for row in rows)
             return [(v, places) for v in mean_sd(values)] if values else "–"
         case ["mean", "difference", _]:
             return [(v, places) for v in mean_interval([a[field] - b[field] for a, b in pairs(groups)])]
