@@ -122,7 +122,14 @@ def interval(values: Iterable[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-PLACES = {"train_loss": 3}  # decimals; all else has 2
+PLACES = {"train_loss": 3, "steps": 0}  # decimals; all else has 2
+
+
+def places_of(field: str, value: float) -> int:
+    """Return with how many decimals a value of a column is printed; seconds have 3 below 10, from there on none."""
+    if field in ("seconds", "scoring_seconds"):
+        return 0 if value >= 10 else 3
+    return PLACES.get(field, 2)
 
 
 def digits(value: float, places: int = 2, sign: str = "") -> str:
@@ -165,7 +172,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, field: str = "test_erro
 
 
 def statistic(rows: pd.DataFrame, how: str) -> Cell | str:
-    """Return what `how` says of all the rows, with 2 decimals: words of a statistic, and a column; "" of no row.
+    """Return what `how` says of all the rows: words of a statistic, and a column; "" of no row.
 
     Known are mean, mean percent (of a fraction), median, smallest and largest; several, with ", " between, give
     as many numbers with " to " between.
@@ -176,8 +183,14 @@ def statistic(rows: pd.DataFrame, how: str) -> Cell | str:
     numbers = []
     for part in how.split(", "):
         name, *percent, field = part.split()
-        numbers.append(known[name](rows[field].astype(float)) * (100 if percent else 1))
-    return cell(" to ".join(map(digits, numbers)), how, rows)
+        number = known[name](rows[field].astype(float)) * (100 if percent else 1)
+        numbers.append(digits(number, places_of(field, number)))
+    return cell(" to ".join(numbers), how, rows)
+
+
+def extremes(rows: pd.DataFrame, field: str) -> Cell | str:
+    """Return "smallest to largest" of a column, or the one value that it has; "" of no row."""
+    return statistic(rows, f"smallest {field}" + (f", largest {field}" if rows[field].nunique() > 1 else ""))
 
 
 def agreement(ours: pd.DataFrame, theirs: pd.DataFrame, field: str) -> Cell | str:
@@ -222,7 +235,7 @@ def group_table(
         for title, field in {"test error %": "test_error", **(also or {})}.items():
             line[title] = spread(rows, field, failed=failed) if len(rows) else "not run yet"
         if dense is not None:
-            compared = difference(used, settled(dense))
+            compared = difference(used, dense if failed else settled(dense))
             same = set(rows["key"]) <= set(dense["key"])  # the dense network itself, or no row at all
             line["pruned − dense"] = compared if compared != "–" and not same else ""
         if paper is not None:
@@ -276,34 +289,41 @@ def layer_table(rows: pd.DataFrame) -> Table:
 
 
 def cost_table(rows: pd.DataFrame) -> Table:
-    """Return, by network, how many runs there are, their steps, seconds, `fingerprint` and device."""
-    lines = [
-        {
-            "network": model,
-            "runs": cell(str(len(group)), "count", group),
-            "steps a run": cell(str(group["steps"].max()), "most steps", group),
-            "seconds a run (median)": cell(digits(group["seconds"].median(), 0), "median seconds", group),
-            "hours in all": cell(digits(group["seconds"].sum() / 3600), "hours seconds", group),
-            "fingerprint": cell(fingerprint(group), "fingerprint", group),
-            "device": cell(", ".join(sorted(set(group["device"]))), "names device", group),
-        }
-        for model, group in rows.groupby("model", sort=False)
-    ]
-    return table(lines, "network") if lines else Table(columns=["runs", "hours in all"]).rename_axis("network")
+    """Return, by network, trained runs and only scored ones apart: how many, steps, seconds, `fingerprint`, device."""
+    lines = []
+    for model, every in rows.groupby("model", sort=False):
+        trained = every["steps"] > 0
+        for name, group in {model: every[trained], f"{model}, only scored": every[~trained]}.items():
+            if len(group):
+                line = {"network": name, "runs": cell(str(len(group)), "count", group)}
+                line["steps a run"] = extremes(group, "steps")
+                line["seconds a run (median)"] = statistic(group, "median seconds")
+                line["hours in all"] = cell(digits(group["seconds"].sum() / 3600), "hours seconds", group)
+                line["fingerprint"] = cell(fingerprint(group), "fingerprint", group)
+                lines.append(line | {"device": cell(", ".join(sorted(set(group["device"]))), "names device", group)})
+    return table(lines or [{"network": "all", "runs": "not run yet"}], "network")
 
 
 def time_table(groups: dict[str, pd.DataFrame], *, label: str = "method") -> Table:
-    """Return, by group, the median seconds of a run, and the largest share of them that went into scoring (percent)."""
+    """Return, by group, the steps of a run, the median seconds of scoring, all seconds from smallest to largest.
+
+    And the largest share that scoring had of a run, in percent. What a step takes depends on what else the machine
+    does: compare the seconds of scoring with those of the same run, not the runs of two groups.
+    """
     lines = []
     for name, rows in groups.items():
         line = {label: name, "n": cell(str(len(rows)), "count", rows)}
-        line["seconds a run (median)"] = line["scoring at most %"] = "not run yet"
+        line |= {
+            "steps": extremes(rows, "steps"),
+            "scoring, seconds (median)": statistic(rows, "median scoring_seconds"),
+            "a run, seconds (all)": extremes(rows, "seconds"),
+            "scoring at most %": "",
+        }
         if len(rows):
             share = 100 * (rows["scoring_seconds"] / rows["seconds"]).astype(float).max()
-            line["seconds a run (median)"] = cell(digits(rows["seconds"].median(), 0), "median seconds", rows)
             how = "largest percent scoring_seconds of seconds"
             line["scoring at most %"] = cell(digits(share, 3), how, rows)
-        lines.append(line)
+        lines.append({title: text or "not run yet" for title, text in line.items()})
     return table(lines, label)
 
 

@@ -139,8 +139,16 @@ def test_masks_agree_by_seed_and_layers_come_in_order():
     assert (said, said.how) == ("4, 1", "mean kept fc2.weight, mean kept fc1.weight")
 
 
-def test_the_share_of_scoring_is_the_largest_of_any_run():
-    rows = pd.DataFrame({"key": ["a", "b"], "seconds": [10.0, 20.0], "scoring_seconds": [0.01, 0.01]})
+def test_seconds_are_those_of_scoring_and_from_the_shortest_run_to_the_longest():
+    rows = pd.DataFrame({"key": ["a", "b"], "steps": 9, "seconds": [5.0, 20.0], "scoring_seconds": [0.01, 0.02]})
     found = tables.time_table({"some": rows, "none": rows[:0]})
-    assert found.loc["some"].tolist() == ["2", "15", "0.100"]
-    assert found.loc["none"].tolist() == ["0", "not run yet", "not run yet"]
+    assert found.loc["some"].tolist() == ["2", "9", "0.015", "5.000 to 20", "0.200"]
+    assert found.loc["none"].tolist() == ["0", *["not run yet"] * 4]
+
+
+def test_cost_tells_runs_that_train_from_masks_that_were_only_scored():
+    rows = {"key": list("abc"), "model": "m", "steps": [9, 0, 30], "seconds": [20.0, 0.1, 3600.0], "device": "CPU"}
+    found = tables.cost_table(pd.DataFrame(rows)).drop(columns="fingerprint")
+    assert found.loc["m"].tolist() == ["2", "9 to 30", "1810", "1.01", "CPU"]
+    assert found.loc["m, only scored"].tolist() == ["1", "0", "0.100", "0.00", "CPU"]
+    assert tables.cost_table(pd.DataFrame(rows)[:0]).loc["all"].tolist() == ["not run yet"]

@@ -215,7 +215,7 @@ def recomputed(how, groups, printed=()):
         rows = [row | {field: dict(zip(*(row["curve"][k] for k in ("step", field)), strict=True))} for row in rows]
         rows = [row | {field: row[field][round(float(share) * row["steps"])]} for row in rows]
     values = [row[field] for row in rows if isinstance(row.get(field), int | float)]
-    places = 3 if field == "train_loss" else 2
+    places = {"train_loss": 3, "steps": 0}.get(field, 2)
     if how.startswith(("mean ± sd", "mean difference", "mean and interval")):
         for group in groups:  # one average never mixes runs that differ in more than their seed
             assert (
@@ -243,22 +243,15 @@ def recomputed(how, groups, printed=()):
             return [(np.mean([row["kept"][layer] for row in rows]), 0)]
         case ["mean", "percent", _]:
             return [100 * np.mean(values)]
-        case ["mean", _]:
-            return [np.mean(values)]
+        case ["mean" | "median" | "smallest" | "largest" as which, _]:
+            value = {"mean": np.mean, "median": np.median, "smallest": min, "largest": max}[which](values)
+            return [(value, places if "seconds" not in field else 3 if value < 10 else 0)]
         case ["most", "gradient"]:
             return f"{max(median_gradients(rows)):.3g}"
-        case ["most", _]:
-            return [(max(values), 0)]
-        case ["median", _]:
-            return [(np.median(values), 0)]
         case ["hours", _]:
             return [np.sum(values) / 3600]
         case ["largest", "percent", part, "of", whole]:
             return [(100 * max(row[part] / row[whole] for row in rows), 3)]
-        case ["largest", _]:
-            return [(max(values), places)]
-        case ["smallest", _]:
-            return [(min(values), places)]
         case ["equal", _]:
             return [(sum(a[field] == b[field] for a, b in pairs(groups)), 0), (len(pairs(groups)), 0)]
         case ["least", "percent", "moved", "kept"]:
@@ -303,6 +296,17 @@ def recomputed(how, groups, printed=()):
     raise AssertionError(f"no test knows how to compute {how!r}")
 
 
+def not_of_lines(text, lines):
+    """Return why a text is not made of the numbers of these lines of ``paper.csv``, each once, or nothing.
+
+    A number of a line may be followed by that line's sparsity in percent, in brackets.
+    """
+    numbers, sparsities = re.sub(r"\([^)]*\)", "", text), re.findall(r"\(([\d.]+) %\)", text)
+    shown, right = sorted(map(float, NUMBER.findall(numbers))), sorted(float(line["value"]) for line in lines)
+    known = {round(100 * float(line["sparsity"]), 6) for line in lines}
+    return "" if shown == right and {float(s) for s in sparsities} <= known else f"{text!r} is not {right}"
+
+
 def of_the_paper(rows, printed, by_sparsity, method=""):
     """Return the paper's numbers for the network of some rows: all that it has, or SNIP's at their sparsity.
 
@@ -321,6 +325,8 @@ def of_the_paper(rows, printed, by_sparsity, method=""):
 
 def wrong(text, how, groups, printed=(), by_sparsity=False):
     """Return why the text of a cell is not what its rows give, or nothing. `printed`: the lines of ``paper.csv``."""
+    if re.fullmatch(r"paper[ \d]*", how) and not any(groups):
+        return not_of_lines(text, [printed[int(number)] for number in how.split()[1:]])
     if how.startswith("paper"):
         allowed = of_the_paper(groups[0], printed, by_sparsity, how[6:])
         strange = [number for number in NUMBER.findall(text) if float(number) not in allowed]
@@ -348,6 +354,7 @@ def made(runs, failed=()):
             row[name] = round(draw.uniform(1, 3) + 80 * row["diverged"], 4)
         row["curve"] = {"step": [run.steps // 2, run.steps], "train_loss": [draw.uniform(1, 3), row["train_loss"]]}
         row |= {"effective_sparsity": draw.uniform(run.sparsity, 1), "seconds": draw.uniform(5, 500) ** 2}
+        row["scoring_seconds"] = draw.uniform(0, 20)
         row |= {f"attacked_{norm}_{eps:g}": draw.uniform(0, 99) for norm, radii in RADII.items() for eps in radii}
         rows.append(row | {"device": draw.choice(["CPU", "GPU"])})
     return rows
@@ -359,7 +366,8 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     steps = sweep(Run("lenet300", "mnist", sparsity=0.9, rounds=7, steps=900), sparsity=[0.9, 0.95], seed=range(1, 6))[
         :-1
     ]
-    rows = made([*runs, *steps, Run("lenet5", "mnist", lr=0.03)], failed=[3])
+    masks = sweep(Run("lenet300", "mnist", steps=0, sparsity=0.9), seed=range(2))
+    rows = made([*runs, *steps, *masks, Run("lenet5", "mnist", lr=0.03)], failed=[3])
     by_key, frame = {row["key"]: row for row in rows}, pd.DataFrame(rows)
     one, two = frame[frame["key"].isin([r.key for r in runs])], frame[frame["rounds"] == 7]
     methods = {"one": one[one["sparsity"] > 0], "two": two, "none": one.iloc[:0]}
@@ -377,10 +385,12 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     made_of = {
         "errors": tables.error_table(one, paper),
         "groups": tables.group_table({"at 90": at}, also={"loss": "train_loss"}),
+        "with failures": tables.group_table({"at 90": at, "two": two[two["sparsity"] == 0.9]}, dense=at, failed=True),
         "rates": tables.rate_table(frame[frame["sparsity"] == 0]),
         "reports": tables.reporting_table(one),
         "layers": tables.layer_table(one),
         "cost": tables.cost_table(frame),
+        "times": tables.time_table({"both": frame, "masks": frame[frame["steps"] == 0], "none": one.iloc[:0]}),
         "by sparsity": tables.by_sparsity(methods),
         "losses": tables.by_sparsity(methods, "train_loss"),
         "gains": tables.gains(methods, [("two", "one")]),
@@ -413,11 +423,19 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     assert made_of["layers"].index.tolist() == ["90", "95"]
     assert made_of["layers"].loc["90", "fc1"].keys == (keys(at),)
     assert made_of["rates"].index.tolist() == ["0.1", "0.03"]
-    assert made_of["cost"].loc["lenet300", "runs"].keys == (keys(frame[frame["model"] == "lenet300"]),)
+    assert made_of["cost"].index.tolist() == ["lenet300", "lenet300, only scored", "lenet5"]
+    assert made_of["cost"]["steps a run"].tolist() == ["900 to 125000", "0", "125000"]
+    trained = frame[(frame["model"] == "lenet300") & (frame["steps"] > 0)]
+    assert made_of["cost"].loc["lenet300", "seconds a run (median)"].keys == (keys(trained),)
+    assert made_of["times"]["steps"].tolist() == ["0 to 125000", "0", "not run yet"]
     assert made_of["by sparsity"].loc["two", "n"] == "4" and made_of["by sparsity"].loc["two", "failed"] == "2"
     assert made_of["by sparsity"].loc["one", "90 %"].keys == (keys(at),)  # failures count
     both = two[(two["sparsity"] == 0.9) & two["seed"].isin(range(1, 5))], at[at["seed"].isin(range(1, 5))]
     assert made_of["gains"].loc["90", "two − one"].keys == tuple(map(keys, both))
+    assert made_of["with failures"].loc["two", "pruned − dense"].keys == tuple(map(keys, both))
+    assert (
+        made_of["with failures"].loc["at 90", "n"] == "5" and made_of["with failures"].loc["at 90", "diverged"] == "1"
+    )
     assert made_of["l2"].loc["two", "n"].keys == (keys(two[(two["sparsity"] == 0.9) & (two["seed"] != 3)]),)
     assert made_of["disconnected"].loc["one", "90 %"].keys == (keys(at),)
 
