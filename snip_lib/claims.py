@@ -201,7 +201,7 @@ def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
         left_out = sum(len(a) - len(b) for a, b in zip(found, used, strict=True) if a is not None)
         tests.append(replace(judge_kind(*used, line), where=where, left_out=left_out))
     corrected = holm(test.p for test in tests)
-    return [replace(test, met=p < SIGNIFICANCE) for test, p in zip(tests, corrected, strict=True)]
+    return [replace(test, met=bool(p < SIGNIFICANCE)) for test, p in zip(tests, corrected, strict=True)]
 
 
 # ------------------------------------------------------------------------------ kinds of claims
@@ -319,7 +319,8 @@ def fits(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
 
 
 def does_not_fit(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
-    """The training loss at the last step is above this for every seed, where the dense network ends below 0.1."""
+    """The training loss at the last step is above this for every seed whose dense network ends below 0.1."""
+    ours = ours[ours["seed"].isin(theirs["seed"])] if len(theirs) else ours
     losses, dense = ours["train_loss"].astype(float), theirs["train_loss"].astype(float)
     barred = "" if (dense < DENSE_FITS).all() else "too short, the dense network does not fit either"
     barred = barred if len(dense) else "the dense network is not run yet"
@@ -359,7 +360,7 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "cost": (cost, "scoring takes at most {said} of a run", "below {percent:g} % in every run"),
     "same_mask": (same_mask, "the same mask for {said} seeds", "the same for every seed"),
     "other_mask": (other_mask, "at least {said} of what is kept changes layer", "above {percent:g} % for every seed"),
-    "follows_class": (follows_class, "own class minus others {said}", "above {margin}"),
+    "follows_class": (follows_class, "own class minus others {said}, over the classes of one seed", "above {margin}"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
     "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),
@@ -414,11 +415,18 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     older = "; rows older than the criterion do not count" if line.name in SINCE else ""
     if not any(test.n or test.left_out for test in tests):
         return verdict(f"not tested (not run yet{older})", tests)
+    met, evidence = sum(test.met for test in tests), "no evidence"
+    if weakest := _weakest(tests):
+        evidence = f"{KINDS[line['kind']][1].format(said=weakest.said)}, criterion: {_words(line)}"
+        evidence += f"; {weakest.where}, n = {weakest.n}"
+        evidence += ", the paper profile" if profile == "paper" and not own_length(line) else ""
+        if len(tests) > 1:
+            evidence = f"met in {met} of {len(tests)} tests, the weakest: {evidence}"
     if too_few:
         share = f" in {len(too_few)} of {len(tests)} tests" if len(tests) > 1 else ""
-        return verdict(f"not tested (too few seeds{share}{older})", tests)
+        return verdict(f"not tested (too few seeds{share}{older})", tests, evidence)
     if barred:
-        return verdict(f"not tested ({barred[0]})", tests)
+        return verdict(f"not tested ({barred[0]})", tests, evidence)
 
     fewest, left_out = min(test.n for test in tests), sum(test.left_out for test in tests)
     limits = {
@@ -428,7 +436,6 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
         "a dense network not shown to agree with the paper's": not _baseline_agrees(line, profile, find),
     }
     limits = [why for why, applies in limits.items() if applies]
-    met = sum(test.met for test in tests)
     if met == len(tests):
         words = "in part" if limits else "reproduced"
     elif met:
@@ -437,12 +444,6 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
         words = "not reproduced"
     else:
         words = "not tested (undecided, the intervals cross the margin)"
-    weakest = _weakest(tests)
-    evidence = f"{KINDS[line['kind']][1].format(said=weakest.said)}, criterion: {_words(line)}"
-    evidence += f"; {weakest.where}, n = {weakest.n}"
-    evidence += ", the paper profile" if profile == "paper" and not own_length(line) else ""
-    if len(tests) > 1:
-        evidence = f"met in {met} of {len(tests)} tests, the weakest: {evidence}"
     if limits:
         evidence += f"; limited by {', '.join(limits)}"
     return verdict(words, tests, evidence, met == len(tests), limits)
@@ -457,8 +458,9 @@ def _words(line: pd.Series) -> str:
     return KINDS[line["kind"]][2].format(**line, percent=100 * float(line["margin"] or 0))
 
 
-def _weakest(tests: Iterable[Test]) -> Test:
-    return max(tests, key=lambda test: (test.p, test.refuted, test.excess))
+def _weakest(tests: Iterable[Test]) -> Test | None:
+    """Return the test that is met least clearly, of those that have rows."""
+    return max((t for t in tests if t.n), key=lambda test: (test.p, test.refuted, test.excess), default=None)
 
 
 def _baseline_agrees(line: pd.Series, profile: str, find: Callable) -> bool:
@@ -542,13 +544,11 @@ def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
     """
     lines, found = criteria(), []
     for v in judged:
-        line, weakest = lines.loc[v.claim], _weakest(v.tests) if v.n else None
+        line, weakest = lines.loc[v.claim], _weakest(v.tests)
         if line["chapter"] != chapter:
             continue
         shown = {"claim": f"{chapter_link(v.claim, chapter)} ({line['section']}): {v.statement}"}
-        # What the paper prints for a claim of no loss is the error of its dense network: ours is a difference.
-        printed = f"dense {line['paper']}" if line["paper"] and line["kind"] == "no_loss" else line["paper"] or "–"
-        shown |= {"paper": cell(printed, "paper", ()), "ours": "–", "criterion": _words(line)}
+        shown |= {"paper": printed(line), "ours": "–", "criterion": _words(line)}
         verdict = f"**{v.verdict}**"
         if weakest:
             ours = f"{KINDS[line['kind']][1].format(said=weakest.said)}, n = {weakest.n}"
@@ -560,6 +560,46 @@ def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
             verdict += f" ({', '.join(dict.fromkeys([*met, profile, *v.limits]))})"
         found.append(shown | {"verdict": verdict})
     return Linked(found, dtype=object)
+
+
+def printed(line: pd.Series) -> Cell:
+    """Return the test errors that the paper prints for the runs of a claim, "against" those that it compares with.
+
+    By model, in percent; a number of another sparsity with that in brackets; a dash where the paper prints none. The
+    cell knows the lines of ``paper.csv`` by their numbers.
+    """
+    texts, used = [], []
+    runs = (
+        claimed_runs(line, "paper", lambda runs: pd.DataFrame(columns=["diverged"]))
+        if line["kind"] in OF_ERRORS
+        else []
+    )
+    for _, pairs in itertools.groupby(runs, key=lambda found: found[1].model):
+        pairs = [[_published(run) for run in pair if run] for _, *pair in pairs]
+        pairs = [pair for pair in pairs if all(pair)]
+        sides = [list(dict.fromkeys(side)) for side in zip(*pairs, strict=True)]  # ours, theirs: each line once
+        texts += [" against ".join(", ".join(text for _, text in side) for side in sides)] if sides else []
+        used += [str(number) for side in sides for number, _ in side]
+    return cell("; ".join(texts) or "–", " ".join(["paper", *used]), ())
+
+
+def _published(run: Run) -> tuple[int, str] | None:
+    """Return the number of the line of ``paper.csv`` with the paper's test error of a run, and that error as text."""
+    free = ("model", "dataset", "sparsity", "lr", "batch_size", "augment", "decay_every", "steps", "precision")
+    plain = all(getattr(run, name) == default for name, default in DEFAULTS.items() if name not in free)
+    lines = published().query("source.str.startswith('Table') and quantity == 'test_error'")
+    lines = lines[(lines["model"] == run.model) & (lines["dataset"] == run.dataset)]
+    if run.optimizer == "adam" and run.init_sd == DEFAULTS["init_sd"]:  # Table 3
+        lines = lines[(lines["method"] == f"snip {run.init}") & (lines["sparsity"] == run.sparsity)]
+    elif run.delay and run.method == "magnitude":  # trained first; the paper quotes it at a sparsity of its own
+        lines = lines[lines["method"] == "lwc"]
+    else:
+        method = "snip" if run.sparsity else "dense"
+        lines = lines[(lines["method"] == method) & (lines["sparsity"] == run.sparsity) & plain]
+    for number, value, sparsity in lines[["value", "sparsity"]].itertuples():
+        places = 1 if lines.loc[number, "source"] == "Table 1" else 2  # as they are printed there
+        return number, f"{value:.{places}f}" + (f" ({100 * sparsity:g} %)" if sparsity != run.sparsity else "")
+    return None
 
 
 def test_table(verdict: Verdict) -> Table:
@@ -591,19 +631,21 @@ def learning_rates() -> Table:
 
 
 def answer_markdown(judged: list[Verdict]) -> str:
-    """Return in three sentences what SNIP is good for, as far as the verdicts say."""
+    """Return what SNIP is good for, as far as the verdicts say: three sentences, and three questions by network."""
     lines = criteria()
     done = [(lines.loc[v.claim], v.tests) for v in judged if not v.verdict.startswith("not tested")]
 
-    free = []
+    free, margins = [], []
     for line, tests in done:
-        if line["kind"] == "no_loss" and not line["against"]:
-            met = list(itertools.takewhile(lambda test: test.met, tests))
+        met = list(itertools.takewhile(lambda test: test.met, tests))
+        if line["kind"] == "no_loss" and not line["against"] and met:
             up_to = "at up to" if len(met) > 1 else "at"
-            free += [f"{NAMES[line['model']]} {met[-1].where.replace('at', up_to)} sparsity"] if met else []
+            free.append(f"{NAMES[line['model']]} {met[-1].where.replace('at', up_to)} sparsity")
+            margins.append(line["margin"])
     first = "No network is shown yet to lose nothing where SNIP prunes it."
     if free:
-        first = f"One shot before any training costs no more than the margin allows for {', '.join(free)}."
+        margin = " or ".join(dict.fromkeys(margins))
+        first = f"One shot before any training costs no more than the margin of {margin} points for {', '.join(free)}."
 
     printed = lines[(lines["kind"] == "value") & (lines["sparsities"] != "0")]
     far = [(line, test) for line, (test, *_) in done if line.name in printed.index]
@@ -619,22 +661,36 @@ def answer_markdown(judged: list[Verdict]) -> str:
             f"the farthest is {NAMES[line['model']]} {test.where} sparsity, with "
             f"{test.said.split()[0]} % where the paper has {line['paper']} %."
         )
-
-    def tally(chapter: str, kind: str, it: str, does: str) -> str:
-        found = [v for v in judged if (lines.loc[v.claim, "chapter"], lines.loc[v.claim, "kind"]) == (chapter, kind)]
-        tests = [t for v in found if not v.verdict.startswith("not tested") for t in v.tests]
-        if tests:
-            return f"{it} {does} in {sum(t.met for t in tests)} of {len(tests)} tests"
-        unclear = any("undecided" in v.verdict for v in found)
-        return f"whether {it} {does} is {'undecided' if unclear else 'not tested yet'}"
+    of_short = sum(v.profile == "short" for v in judged if not v.verdict.startswith("not tested"))
+    third = f"Of the {len(done)} verdicts there are, {of_short} rest on a tenth of the paper's length of training."
 
     asked = [
-        ("03_comparisons", "no_worse", "one shot", "is no worse than training first and pruning then"),
-        ("04_modern_architectures", "no_loss", "a modern network", "loses no more than the margin allows"),
-        ("09_snip_it", "better", "pruning in small steps before training", "does better than one shot"),
+        ("03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
+        ("04_modern_architectures", "no_loss", "Do modern networks lose no more than the margin allows?"),
+        ("09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
     ]
-    third = "; ".join(itertools.starmap(tally, asked))
-    return " ".join([first, second, third[0].upper() + third[1:] + "."])
+    questions = []
+    for chapter, kind, question in asked:
+        found = lines[(lines["chapter"] == chapter) & (lines["kind"] == kind)]
+        by_standing: dict[str, list[str]] = {}
+        for v in sorted(judged, key=lambda v: ("yes", "in", "no", "undecided", "not").index(_standing(v).split()[0])):
+            if v.claim in found.index:
+                units = " (whole units)" if "structured=true" in found.loc[v.claim, "fields"] else ""
+                by_standing.setdefault(_standing(v), []).append(NAMES[found.loc[v.claim, "model"]] + units)
+        parts = [
+            f"{how} for {', '.join(who) if len(who) < 4 else f'{len(who)} networks'}"
+            for how, who in by_standing.items()
+        ]
+        questions += [f"- *{question}* {'; '.join(parts)}." if parts else f"- *{question}* Not asked yet."]
+    return "\n".join([" ".join([first, second, third]), "", *questions])
+
+
+def _standing(v: Verdict) -> str:
+    """Return what a verdict answers to the question whether its claim holds, in a word or a few."""
+    met, n = sum(test.met for test in v.tests), len(v.tests)
+    if v.verdict.startswith("not tested"):
+        return "undecided" if any(test.n for test in v.tests) else "not run yet"
+    return "yes" if met == n else "no" if v.verdict == "not reproduced" else f"in {met} of {n} tests"
 
 
 def cost_markdown() -> str:
@@ -665,7 +721,7 @@ def summary_markdown() -> str:
 def headline_markdown() -> str:
     """Return the answer and the verdicts in a few lines, for the README."""
     judged = verdicts()
-    found = [answer_markdown(judged), ""]
+    found = [answer_markdown(judged), "", f"Of the {len(judged)} claims:", ""]
     for word in WORDS:
         claims = [v.claim for v in judged if v.verdict.startswith(word)]
         named = f": {', '.join(claims)}" if claims and word != "not tested" else ""

@@ -86,14 +86,16 @@ def accumulated(
     return {name: s.abs() for name, s in total.items()} if before_abs else total
 
 
-def _still_open(targets: list[float], so_far: Mask) -> list[float]:
+def _still_open(targets: list[float], so_far: Mask, scope: str = "global") -> list[float]:
     """Return the sparsities of a schedule that a mask so far does not pass already; refuse to end below it."""
-    m, left = sum(k.numel() for k in so_far.values()), sum(int(k.sum()) for k in so_far.values())
-    if n_kept(m, targets[-1]) > left:
-        raise ValueError(
-            f"within= keeps {left} of {m}, fewer than the {n_kept(m, targets[-1])} of sparsity {targets[-1]:g}."
-        )
-    return [target for target in targets if n_kept(m, target) <= left]
+    sizes = {name: (k.numel(), int(k.sum())) for name, k in so_far.items()}
+    if scope == "global":
+        sizes = {"": tuple(map(sum, zip(*sizes.values(), strict=True)))}
+    for name, (m, left) in sizes.items():
+        if (n := n_kept(m, targets[-1])) > left:
+            of = f" of {name}" if name else ""
+            raise ValueError(f"within= keeps {left} of {m}{of}, fewer than the {n} of sparsity {targets[-1]:g}.")
+    return [target for target in targets if all(n_kept(m, target) <= left for m, left in sizes.values())]
 
 
 def prune(
@@ -199,7 +201,7 @@ def prune(
                 scored, last = ({name: k & mask[name].to(k.device) for name, k in m.items()} for m in (scored, last))
         mask = last
     else:
-        for target in targets if mask is None else _still_open(targets, mask):
+        for target in targets if mask is None else _still_open(targets, mask, scope):
             scores = accumulated(model, batches, method, accumulate, mask=mask, **scoring)
             among = None if returning else mask
             if scope == "layer":

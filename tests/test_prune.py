@@ -330,6 +330,9 @@ def test_a_mask_of_something_else_or_too_sparse_is_refused(schedule):
         snip.prune(model, x, y, sparsity=0.9, within=mask | {"0.weight": mask["0.weight"].T}, schedule=schedule)
     with pytest.raises(ValueError, match=f"within= keeps {n_kept(M, 0.8)} of {M}, fewer than the {n_kept(M, 0.7)}"):
         snip.prune(model, x, y, sparsity=0.7, within=mask, schedule=schedule)
+    bare = mask | {"0.weight": torch.zeros_like(mask["0.weight"])}
+    with pytest.raises(ValueError, match="within= keeps 0 of .* of 0.weight, fewer than the"):
+        snip.prune(model, x, y, sparsity=0.9, within=bare, scope="layer", schedule=schedule)
 
 
 def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
