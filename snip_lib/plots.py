@@ -252,25 +252,30 @@ def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> p
     return footed(figure, map(settled, groups.values()))
 
 
-def against_sparsity(groups: dict[str, pd.DataFrame], column: str, ylabel: str) -> plt.Figure:
+def against_sparsity(
+    groups: dict[str, pd.DataFrame], column: str, ylabel: str, *, sparsities: Sequence[float]
+) -> plt.Figure:
     """Draw a column of rows against sparsity, one marker shape a group, evenly spaced: label -> its rows.
 
-    Large: mean over seeds with its sample sd; small: single seeds. Runs that diverged are left out.
+    Large: mean over seeds with its sample sd; small: single seeds. Runs that diverged are left out. Each of the
+    `sparsities` has its place, run or not, and a line is drawn only between neighbours that both have run.
     """
     drawn = {label: settled(rows) for label, rows in groups.items()}
-    places = {s: i for i, s in enumerate(sorted({s for rows in drawn.values() for s in rows["sparsity"]}))}
+    places = {s: i for i, s in enumerate(sorted(sparsities))}
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
     for i, (label, rows) in enumerate(drawn.items()):
         aside = 0.12 * (i - (len(drawn) - 1) / 2)
         look = {"color": line_colour(i), "marker": MARKERS[i % 5]}
         label = label if len(rows) else f"{label}: not run yet"
-        stats = rows.astype({column: float}).groupby("sparsity")[column].agg(["mean", "std"]).fillna(0.0)
+        stats = rows.astype({column: float}).groupby("sparsity")[column].agg(["mean", "std"])
+        stats["std"] = stats["std"].fillna(0.0)  # of one seed
+        stats = stats.reindex(list(places))  # NaN breaks the line
         x = [places[s] + aside for s in stats.index]
         axis.errorbar(x, stats["mean"], stats["std"], ls=LINES[i % 5], ms=8, capsize=3, label=label, **look)
         axis.plot([places[s] + aside for s in rows["sparsity"]], rows[column], ls="none", ms=3, alpha=0.6, **look)
     axis.set_xticks(list(places.values()), [f"{100 * s:g}" for s in places])
     low, high = axis.get_ylim()
-    axis.set(xlim=(-0.5, max(len(places), 1) - 0.5), ylim=(min(low, -0.05 * high), 1.05 * high))
+    axis.set(xlim=(-0.5, len(places) - 0.5), ylim=(min(low, -0.05 * high), 1.05 * high))
     axis.set(xlabel="sparsity (% removed)", ylabel=ylabel)
     axis.legend(frameon=False)
     figure.tight_layout()

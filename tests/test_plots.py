@@ -82,14 +82,24 @@ def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
 
 def test_a_single_point_is_seen_whole_and_a_group_without_rows_says_so():
     rows = pd.DataFrame([{"sparsity": 0.0, "train_loss": 0.012, "diverged": False, "steps": 9}])
-    figure = plots.against_sparsity({"some": rows, "none": runs.rows_of([])}, "train_loss", "training loss")
+    groups = {"some": rows, "none": runs.rows_of([])}
+    figure = plots.against_sparsity(groups, "train_loss", "training loss", sparsities=[0.0])
     axis = figure.axes[0]
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-    for line in axis.lines:
-        for x, y in line.get_xydata():
-            assert left < x < right and low < y < high
+    points = [(x, y) for line in axis.lines for x, y in line.get_xydata() if not np.isnan(y)]
+    assert points and all(left < x < right and low < y < high for x, y in points)
     assert left < axis.get_xticks()[0] < right
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["some", "none: not run yet"]
+
+
+def test_a_sparsity_that_is_not_run_has_a_place_and_no_line_across_it():
+    rows = pd.DataFrame([{"sparsity": s, "train_loss": 1 + s, "diverged": False, "steps": 9} for s in (0.99, 0, 0.9)])
+    figure = plots.against_sparsity({"some": rows}, "train_loss", "loss", sparsities=[0.95, 0.99, 0, 0.9])
+    axis = figure.axes[0]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0", "90", "95", "99"]
+    means = axis.containers[0].lines[0].get_xydata()
+    assert means[:, 0].tolist() == [0, 1, 2, 3]
+    np.testing.assert_equal(means[:, 1], [1, 1.9, np.nan, 1.99])
 
 
 def test_a_method_without_rows_in_any_panel_is_named_in_the_legend():
