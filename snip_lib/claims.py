@@ -14,7 +14,21 @@ from pathlib import Path
 import pandas as pd
 
 from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, sweep
-from .tables import Cell, Table, cell, difference, digits, estimate, interval, is_cut_off, paired, settled, table
+from .tables import (
+    Cell,
+    Table,
+    both,
+    cell,
+    difference,
+    digits,
+    estimate,
+    interval,
+    is_cut_off,
+    paired,
+    settled,
+    spread,
+    table,
+)
 from .tables import cost_table as cost_table  # chapters ask `claims` for their tables
 from .tables import error_table as error_table
 from .tables import group_table as group_table
@@ -691,6 +705,27 @@ def _standing(v: Verdict) -> str:
     if v.verdict.startswith("not tested"):
         return "undecided" if any(test.n for test in v.tests) else "not run yet"
     return "yes" if met == n else "no" if v.verdict == "not reproduced" else f"in {met} of {n} tests"
+
+
+def ways_table() -> Table:
+    """Return the test errors of the LeNets by sparsity and way to prune, `short` profile: mean ± sample sd (n).
+
+    Runs that failed count with the error that they ended with. The last column is what SNIP is compared with in
+    C11 and C12: trained to the end, then pruned by magnitude and retrained, which takes twice the steps.
+    """
+    find, lines = finder(), []
+    (first,) = settings(criteria().loc["C11", "against"])
+    ways = {"SNIP": {}, "SynFlow": {"method": "synflow"}, "at random": {"method": "random"}, "trained first": first}
+    for model, sparsities in {"lenet300": (0.95, 0.98), "lenet5": (0.98, 0.99)}.items():
+        run = Run(model, "mnist", lr=_rate(model, "mnist", "short", find))
+        for sparsity in sparsities:
+            line = {"network": f"{NAMES[model]}, {100 * sparsity:g} %"}
+            for way, fields in ({"dense": {"sparsity": 0.0}} | ways).items():
+                rows = find(at_profile("short", sweep(replace(run, **{"sparsity": sparsity} | fields), seed=SEEDS)))
+                n = cell(f"({len(rows)})", "count", rows)
+                line[way] = both(spread(rows, failed=True), n) if len(rows) else "not run yet"
+            lines.append(line)
+    return table(lines, "network")
 
 
 def cost_markdown() -> str:
