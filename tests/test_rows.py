@@ -112,11 +112,6 @@ def kept_where(rows, part):
     return 100 * np.mean(kept) / 300
 
 
-def median_gradients(rows):
-    """Return the median over the rows of the norm of the gradient of each weight."""
-    return [np.median([row["gradient"][n] for row in rows]) for n in rows[0]["gradient"] if "weight" in n]
-
-
 def outputs_cut(rows):
     """Return how many outputs keep no connection at seed 0."""
     (picture,) = (row["picture"]["fc.weight"] for row in rows if row["seed"] == 0)
@@ -246,8 +241,6 @@ def recomputed(how, groups, printed=()):
         case ["mean" | "median" | "smallest" | "largest" as which, _]:
             value = {"mean": np.mean, "median": np.median, "smallest": min, "largest": max}[which](values)
             return [(value, places if "seconds" not in field else 3 if value < 10 else 0)]
-        case ["most", "gradient"]:
-            return f"{max(median_gradients(rows)):.3g}"
         case ["hours", _]:
             return [np.sum(values) / 3600]
         case ["largest", "percent", part, "of", whole]:
@@ -271,8 +264,8 @@ def recomputed(how, groups, printed=()):
                 return "–"
             ((ours,), (whole,)) = groups
             return [np.corrcoef(ours["picture"]["fc1.weight"], whole["mean_image"])[0, 1]]
-        case ["least", "gradient"]:
-            return f"{min(median_gradients(rows)):.3g}"
+        case ["gradient", part]:
+            return f"{np.median([row['gradient'][f'{part}.weight'] for row in rows]):.3g}"
         case ["outputs", "cut"]:
             return [(outputs_cut(rows), 0)]
         case ["error", "at", "least"]:
