@@ -139,9 +139,9 @@ def number_of_table1(row, printed):
     return found[0]
 
 
-def share_closed(groups, printed):
-    """Return which share of the way from their mean error to the paper's the paired differences close."""
-    moved = np.mean([a["test_error"] - b["test_error"] for a, b in pairs(groups)])
+def share_closed(groups, printed, field="test_error"):
+    """Return which share of the way from their mean error to the paper's the differences of our `field` close."""
+    moved = np.mean([a[field] - b["test_error"] for a, b in pairs(groups)])
     return moved / (number_of_table1(groups[1][0], printed) - np.mean([row["test_error"] for row in groups[1]]))
 
 
@@ -274,6 +274,8 @@ def recomputed(how, groups, printed=()):
             return [bits_held(rows)] if rows else "–"
         case ["mean", "paired", "closes"]:
             return [share_closed(groups, printed)] if pairs(groups) else "–"
+        case ["mean", "paired", "closes", _]:
+            return [share_closed(groups, printed, field)] if pairs(groups) else "–"
         case ["mean", "paired", _]:
             return [np.mean([a[field] - b[field] for a, b in pairs(groups)])] if pairs(groups) else "–"
         case ["seeds", "to", "draw", _]:
