@@ -96,7 +96,7 @@ class Run:
     delay: int = 0  # steps before the first mask
     every: int = 0  # steps from one of `rounds` to the next; 0: all at once
     retrain: float = 0.0  # after each mask the rate's schedule begins anew at this share of `lr`; 0: it goes on
-    rewind: bool = False  # after each mask the weights go back to where they began
+    rewind: bool = False  # after each mask the network goes back to where it began
     bias_init: str = "constant"  # where biases start: as the network says, mostly 0; or "random": like the weights
     rescale: float = 1.0  # the first layer's weights times this, the second's divided by it: the same function
     pixels: str = "normalised"  # or "raw": in [0, 1]; or "inverted": normalised and negated
@@ -153,6 +153,8 @@ class Run:
                 object.__setattr__(self, name, DEFAULTS[name])
         if self.attacked and not self.steps:
             raise ValueError("A run of no step has no trained network to attack: give it steps, or leave attacked out.")
+        if self.schedule == "force" and self.every:
+            raise ValueError('Removed in the course of training stays removed: with every, schedule is not "force".')
         if self.structured:
             self._check_structured()
 

@@ -195,6 +195,8 @@ def extremes(rows: pd.DataFrame, field: str) -> Cell | str:
 
 def agreement(ours: pd.DataFrame, theirs: pd.DataFrame, field: str) -> Cell | str:
     """Return for how many of the seeds that both have `field` is the same: "5 of 5"; "not run yet" without any."""
+    if ours.empty or theirs.empty:  # then the column may be missing, too
+        return "not run yet"
     pairs = ours.merge(theirs, on="seed")
     same = pairs[f"{field}_x"] == pairs[f"{field}_y"]
     return cell(f"{same.sum()} of {len(same)}", f"equal {field}", ours, theirs) if len(same) else "not run yet"
@@ -315,8 +317,8 @@ def time_table(groups: dict[str, pd.DataFrame], *, label: str = "method") -> Tab
         line = {label: name, "n": cell(str(len(rows)), "count", rows)}
         line |= {
             "steps": extremes(rows, "steps"),
-            "scoring, seconds (median)": statistic(rows, "median scoring_seconds"),
-            "a run, seconds (all)": extremes(rows, "seconds"),
+            "seconds of scoring (median)": statistic(rows, "median scoring_seconds"),
+            "seconds of a run": extremes(rows, "seconds"),
             "scoring at most %": "",
         }
         if len(rows):
@@ -392,9 +394,17 @@ def _seeds(rows: pd.DataFrame) -> str:
 
 
 def is_cut_off(rows: pd.DataFrame) -> pd.Series:
-    """Tell for each row whether its network is disconnected: a layer keeps no weight, or no path goes through it."""
+    """Tell for each row whether its network is disconnected: a layer keeps no weight, or no path goes through it.
+
+    No path: no weight lives. A row older than `live_weights` says only whether no connection lives; that is the same
+    where no bias is kept.
+    """
     empty = [any(n == 0 for name, n in kept.items() if name.endswith("weight")) for kept in rows["kept"]]
-    return pd.Series(empty, index=rows.index, dtype=bool) | (rows["effective_sparsity"].astype(float) == 1)
+    dead = rows["effective_sparsity"].astype(float) == 1
+    if "live_weights" in rows:
+        live = rows["live_weights"].astype(float)
+        dead = (live == 0) | (live.isna() & dead)
+    return pd.Series(empty, index=rows.index, dtype=bool) | dead
 
 
 def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:

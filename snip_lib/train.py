@@ -46,7 +46,7 @@ from .models import BATCH_NORMS, MODELS
 from .paths import on_live_path
 from .prune import SCHEDULES, prune
 from .robustness import attacked
-from .saliency import prunable
+from .saliency import is_bias, prunable
 from .structured import measure, shrink
 
 CHECKPOINT_S = 45.0  # a killed run loses at most about this much work
@@ -315,7 +315,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     mask: Mask | None
     masked: list[tuple[Tensor, Tensor]]  # each masked parameter with its mask as numbers
-    beginning: list[Tensor]  # where the weights began, for a run that goes back there
+    beginning: dict[str, Tensor]  # where the network began, batch norm included, for a run that goes back there
     orders: list[BatchOrder]  # one
     loss_sum: Tensor  # since the last point of the curve, []
     progress: dict  # the rest of a checkpoint, as JSON
@@ -346,7 +346,7 @@ def begin(
     progress |= {"scoring_seconds": time.perf_counter() - began if mask else 0.0, "diverged_step": None}
     draw_again(run, model)
     model.to(device, dtype, memory_format=torch.channels_last).train()
-    beginning = [p.detach().clone() for p in prunable(model).values()] if run.rewind else []
+    beginning = {name: value.clone() for name, value in model.state_dict().items()} if run.rewind else {}
     optimizer = make_optimizer(run, model)
     if resumed:
         mask, found = load_checkpoint(checkpoint, model, optimizer, member)
@@ -467,8 +467,7 @@ def mask_again(t: Training) -> None:
     t.mask = mask_for(t.run, t.model, t.data, step=t.progress["step"], within=t.mask)
     if t.run.rewind:
         t.optimizer.state.clear()
-        with torch.no_grad():
-            torch._foreach_copy_(list(prunable(t.model).values()), t.beginning)
+        t.model.load_state_dict(t.beginning)
     t.masked, t.learn = _apply(t.mask, prunable(t.model), t.optimizer), None
     t.progress["scoring_seconds"] += time.perf_counter() - began
 
@@ -558,6 +557,8 @@ def outcome(
         "curve": curve,
         "n_prunable": sum(kept.numel() for kept in mask.values()) if mask else m,
         "kept": {name: int(kept.sum()) for name, kept in mask.items()} if mask else {},
+        # Biases that reach an output live too, also where no path from an input does.
+        "live_weights": sum(int(k.sum()) for n, k in live.items() if not is_bias(n, k)) if mask else None,
         "effective_sparsity": rounded(1 - sum(int(k.sum()) for k in live.values()) / m, 6) if mask else 0.0,
         "replicas": 1,
     }

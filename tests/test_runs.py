@@ -97,6 +97,15 @@ def test_the_last_mask_comes_before_the_last_step():
         Run("lenet5", "mnist", every=20, **late)
 
 
+def test_what_is_removed_in_the_course_of_training_cannot_return():
+    late = {"sparsity": 0.9, "steps": 60, "delay": 20, "rounds": 3, "every": 10}
+    with pytest.raises(ValueError, match="stays removed"):
+        Run("lenet5", "mnist", schedule="force", **late)
+    assert Run("lenet5", "mnist", schedule="exponential", **late).schedule == "exponential"
+    assert Run("lenet5", "mnist", schedule="force", **late | {"every": 0}).rounds == 3  # all of them at one step
+    assert Run("lenet5", "mnist", schedule="force", **late | {"sparsity": 0.0}).schedule == "snip_it"  # dense
+
+
 @pytest.mark.parametrize("name", ["rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale"])
 def test_what_is_counted_or_multiplied_is_positive(name):
     with pytest.raises(ValueError, match=f"{name} is positive, not 0"):

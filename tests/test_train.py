@@ -8,6 +8,7 @@ import random
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 from snip_lib import data, devices, paths, robustness, train
 from snip_lib.data import BatchOrder
 from snip_lib.masks import n_kept
+from snip_lib.models import MODELS
 from snip_lib.runs import Run, read_rows, sweep
 from snip_lib.saliency import prunable
 from snip_lib.structured import read_under, shrink, units_of
+from snip_lib.tables import is_cut_off
 
 SMALL = Run("lenet300", "digits", sparsity=0.9, steps=40, decay_every=20, batch_size=50)
 
@@ -320,6 +323,47 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         weights_after(SMALL, tmp_path)
     assert train.read_checkpoint(path).keys() == before.keys()
+
+
+def test_rewinding_takes_batch_norm_along(monkeypatch, tmp_path):
+    """Scale, shift and running statistics go back too; LeNets have none of them."""
+
+    def net(shape, n_classes):
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), n_classes), torch.nn.BatchNorm1d(n_classes)
+        )
+
+    monkeypatch.setitem(MODELS, "with batch norm", net)
+    run = dataclasses.replace(SMALL, model="with batch norm", delay=39, rewind=True, steps=40, lr=0.1)
+    kept = {}
+
+    def mask_again(t, plain=train.mask_again):
+        kept["trained"] = {name: value.clone() for name, value in t.model.state_dict().items()}
+        plain(t)
+        kept["rewound"] = {name: value.clone() for name, value in t.model.state_dict().items()}
+
+    monkeypatch.setattr(train, "mask_again", mask_again)
+    _, tensors = weights_after(run, tmp_path)
+    beginning = train.initial_model(run, data.load("digits")).state_dict()
+    assert {name for name in beginning if name.startswith("2.")} > {"2.weight", "2.bias", "2.running_mean"}
+    for name, value in beginning.items():
+        assert not torch.equal(kept["trained"][name], value), name
+        assert torch.equal(kept["rewound"][name], value * tensors.get(f"mask.{name}", torch.tensor(True))), name
+
+
+def test_a_bias_that_lives_is_no_path():
+    """Three layers that keep a weight each, of three separate units, and the bias of an output."""
+    images, run = data.load("digits"), dataclasses.replace(SMALL, steps=0)
+    model = train.initial_model(run, images)
+    mask = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in prunable(model).items()}
+    mask["fc1.weight"][0, 0] = mask["fc2.weight"][1, 1] = mask["fc3.weight"][2, 2] = mask["fc3.bias"][0] = True
+    row = train.outcome(run, model, mask, images, train.NO_CURVE)
+    assert row["live_weights"] == 0 and row["effective_sparsity"] == 0.999996 and sum(row["kept"].values()) == 4
+    mask["fc2.weight"][1, 0] = mask["fc3.weight"][2, 1] = True  # a path of three weights
+    more = train.outcome(run, model, mask, images, train.NO_CURVE)
+    assert more["live_weights"] == 3
+    assert is_cut_off(pd.DataFrame([row, more])).tolist() == [True, False]
+    assert train.outcome(run, model, None, images, train.NO_CURVE)["live_weights"] is None
 
 
 # ------------------------------------------------------------------------ attacked, structured
