@@ -144,6 +144,7 @@ def test_masks_agree_by_seed_and_layers_come_in_order():
     theirs = pd.DataFrame({"key": ["d", "e"], "seed": [1, 0], "mask_sha": ["y", "w"]})
     assert tables.agreement(ours, theirs, "mask_sha") == "1 of 2"
     assert tables.agreement(ours[2:], theirs, "mask_sha") == "not run yet"
+    assert tables.agreement(ours[:0].drop(columns="mask_sha"), theirs, "mask_sha") == "not run yet"
     kept = [{"fc2.weight": 3, "fc1.weight": 1, "fc1.bias": 9}, {"fc2.weight": 4, "fc1.weight": 1, "fc1.bias": 9}]
     said = tables.kept_by_layer(pd.DataFrame({"key": ["a", "b"], "kept": kept}))
     assert (said, said.how) == ("4, 1", "mean kept fc2.weight, mean kept fc1.weight")

@@ -476,7 +476,7 @@ def lines_of(data):
 # what is counted of a network. A table of a small live example has no keys at all. All these are compared with a new
 # run of their page by nbval.
 WITHOUT_ROWS = {
-    *("claim", "criterion", "verdict", "its error %", "paper at", "ours at", "its Δ", "paper: dense → pruned %"),
+    *("claim", "criterion", "verdict", "quoted: error %", "quoted: at", "ours at", "its Δ", "paper: dense → pruned %"),
     *("paper: parameters", "ours: parameters", "sparsity", "κ", "bits to hold", "least loss"),
 }
 
