@@ -17,6 +17,7 @@ from torch import Tensor, nn
 # of 28x28 pixels may become any other: whatever stands there shows what the attack fails to find.
 RADII = {"linf": (0.05, 0.1, 0.15, 0.3, 1.0), "l2": (0.5, 1.0, 1.5, 3.0, 28.0)}
 ATTACKED = 50  # test images of each class
+ATTACK = {"steps": 40, "restarts": 2, "aims": 50}  # how rows are attacked, and what they say of it
 
 
 def pgd(
@@ -28,6 +29,8 @@ def pgd(
     norm: str = "linf",
     steps: int = 40,
     restarts: int = 2,
+    aims: int = 50,
+    others: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return images near `x` that `model` takes for something else, where projected gradient ascent finds any.
@@ -36,34 +39,40 @@ def pgd(
     normalisation inside). They stay within `eps` of `x`: "linf", the largest change of a pixel, or "l2", the
     Euclidean length of the change. The first of the `restarts` begins at `x`, the others at random points of that
     ball, drawn from a CPU `generator` (None: one seeded with 0). Steps of 2.5 eps / steps go up the lead of the
-    best wrong class over `y`: the gradient of cross-entropy would vanish where the network is sure of itself. An
-    image that no step turns comes back as it was, and so does the model. `y` are the class numbers, [B].
+    best wrong class over `y`: the gradient of cross-entropy would vanish where the network is sure of itself. Where
+    the network is flat there is no gradient at all. So one more start needs none: from `x` as far as allowed towards
+    images that the model takes for another class, the `aims` nearest of `others` [N, ...] (None: of `x`); the best of
+    these points is the start, and an image within `eps` is reached. An image that no step turns comes back as it was,
+    and so does the model. `y` are the class numbers, [B].
 
     Raises:
-        ValueError: a norm that is neither; a radius below 0, no step or no restart; pixels outside of [0, 1]; `y` that
-            is not one class number for each image.
+        ValueError: a norm that is neither; a radius below 0, no step, no restart, fewer than 0 aims; pixels outside
+            of [0, 1]; `y` that is not one class number for each image.
     """
     if norm not in ("linf", "l2"):
         raise ValueError(f'norm is "linf" or "l2", not {norm!r}.')
-    if not (eps >= 0 and steps >= 1 and restarts >= 1):
-        raise ValueError(f"eps is 0 or more, steps and restarts 1 or more, not {eps}, {steps} and {restarts}.")
+    if not (eps >= 0 and steps >= 1 and restarts >= 1 and aims >= 0):
+        numbers = f"{eps}, {aims}, {steps} and {restarts}"
+        raise ValueError(f"eps and aims are 0 or more, steps and restarts 1 or more, not {numbers}.")
     _check(x, y)
+    others = x if others is None else others
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     found, held = x.clone(), torch.arange(len(x), device=x.device)  # held: which images no step has turned yet
     with torch.enable_grad(), _evaluated(model):
-        for restart in range(restarts if eps > 0 else 0):
-            start = x
-            if restart:
-                draws = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x)
-                start = (x + _shorten(2 * draws - 1, eps, norm, fill=True)).clamp(0, 1)
-            near = start[held]
+        for restart in range(restarts + (aims > 0) if eps > 0 else 0):
+            if not len(held):
+                break
+            near = x[held]
+            if restart == restarts:
+                near = _towards(model, near, y[held], others, eps, norm, aims)
+            elif restart:
+                draws = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x)[held]
+                near = (near + _shorten(2 * draws - 1, eps, norm, fill=True)).clamp(0, 1)
             for step in range(steps + 1):
                 if not len(held):
-                    return found
+                    break
                 near = near.detach().requires_grad_(True)
-                output = model(near)
-                wrong = ~F.one_hot(y[held], output.shape[1]).bool()
-                lead = output[wrong].view(len(held), -1).amax(1) - output[~wrong]
+                lead = _lead(model(near), y[held])
                 (up,) = torch.autograd.grad(lead.sum(), near)
                 turned, near = lead > 0, near.detach()
                 found[held[turned]] = near[turned]
@@ -73,6 +82,26 @@ def pgd(
                     moved = near + 2.5 * eps / steps * up
                     near = (x[held] + _shorten(moved - x[held], eps, norm)).clamp(0, 1)  # only brings it closer to x
     return found
+
+
+def _lead(output: Tensor, y: Tensor) -> Tensor:
+    """Return the lead of the best wrong class over `y`, [B]: above 0 where the image is turned."""
+    own = F.one_hot(y, output.shape[1]).bool()
+    return output.masked_fill(own, -torch.inf).amax(1) - output[own]
+
+
+@torch.no_grad()
+def _towards(model: nn.Module, x: Tensor, y: Tensor, others: Tensor, eps: float, norm: str, aims: int) -> Tensor:
+    """Return, of the points on the way from each image to others that `model` takes for another class, the best."""
+    away = torch.cdist(x.flatten(1), others.flatten(1))
+    away[y[:, None] == model(others).argmax(1)] = torch.inf  # to be tried last
+    best, highest = x, torch.full_like(away[:, 0], -torch.inf)
+    for aim in away.topk(min(aims, len(others)), largest=False).indices.T:
+        near = (x + _shorten(others[aim] - x, eps, norm)).clamp(0, 1)
+        lead = _lead(model(near), y)
+        better = (lead > highest).view(-1, *[1] * (x.dim() - 1))
+        best, highest = torch.where(better, near, best), lead.maximum(highest)
+    return best
 
 
 def _check(x: Tensor, y: Tensor) -> None:
@@ -115,9 +144,11 @@ def attack_success(
 
     Images that are wrong already do not count; ``.attrs["right"]`` is how many are right. What a smaller radius
     turns is turned at a larger one, so the share cannot fall; where every image may become any other it
-    reaches 100 %, unless the gradients mislead the attack: look there first. `attack` and errors: as in `pgd`.
+    reaches 100 %, unless the model takes all of `x` for one class. `attack` and errors: as in `pgd`, but that `others`
+    are all of `x`.
     """
     _check(x, y)
+    attack = {"others": x} | attack
     radii, right = sorted(eps), 0
     turned = dict.fromkeys(radii, 0)
     for a, b in zip(x.split(chunk), y.split(chunk), strict=True):
@@ -135,20 +166,21 @@ def attack_success(
     return success.rename_axis("eps")
 
 
-def attacked(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> dict[str, float]:
+def attacked(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> dict:
     """Return what a row says of a network under attack: accuracies at each of `RADII`, by `attack_success`.
 
     `x` and `y` are the test set in pixel units, of which `ATTACKED` images of each class are drawn from a CPU
     `generator` (all, of a class that has fewer). ``attacked_linf_0.1`` is the percentage of those that `model` gets
     right and still gets right when each pixel may change by 0.1; ``attacked_images`` how many are drawn, and
-    ``attacked_right`` how many are right (where none is, there is no accuracy: None).
+    ``attacked_right`` how many are right (where none is, there is no accuracy: None). ``attack`` is `ATTACK`: of rows
+    that were attacked in another way, none is to be compared with these.
     """
     order = torch.randperm(len(y), generator=generator)
     labels = y.cpu()[order]
     chosen = torch.cat([order[labels == label][:ATTACKED] for label in labels.unique()]).to(x.device)
-    found, n_right = {"attacked_images": len(chosen)}, 0
+    found, n_right = {"attack": dict(ATTACK), "attacked_images": len(chosen)}, 0
     for norm, radii in RADII.items():
-        success = attack_success(model, x[chosen], y[chosen], eps=radii, norm=norm, chunk=100)
+        success = attack_success(model, x[chosen], y[chosen], eps=radii, norm=norm, chunk=100, **ATTACK)
         n_right = success.attrs["right"]
         found |= {
             f"attacked_{norm}_{eps:g}": round(100 - share, 2) if n_right else None for eps, share in success.items()
