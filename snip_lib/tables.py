@@ -202,6 +202,15 @@ def agreement(ours: pd.DataFrame, theirs: pd.DataFrame, field: str) -> Cell | st
     return cell(f"{same.sum()} of {len(same)}", f"equal {field}", ours, theirs) if len(same) else "not run yet"
 
 
+def scoring_in_steps(rows: pd.DataFrame) -> Cell | str:
+    """Return how many training steps of the same run one scoring takes, the median; "not run yet" of no row."""
+    if not len(rows):
+        return "not run yet"
+    a_step = (rows["seconds"] - rows["scoring_seconds"]) / rows["steps"]
+    steps = (rows["scoring_seconds"] / rows["rounds"] / a_step).astype(float).median()
+    return cell(digits(steps, 1), "median steps a scoring", rows)
+
+
 def kept_by_layer(rows: pd.DataFrame) -> Cell | str:
     """Return the mean number of weights kept in each layer, in order; "not run yet" of no row."""
     kept = pd.DataFrame(list(rows["kept"])).filter(regex="weight$").mean()
@@ -273,6 +282,31 @@ def reporting_table(rows: pd.DataFrame) -> Table:
         names = ("last step", "best validation", "best test", "last − best test")
         lines.append({"sparsity %": f"{100 * sparsity:g}"} | dict(zip(names, [*line, bias], strict=True)))
     return table(lines, "sparsity %") if lines else Table(columns=["last step"]).rename_axis("sparsity %")
+
+
+def length_table(few: pd.DataFrame, many: pd.DataFrame) -> Table:
+    """Return, by sparsity, what longer training changes: rows of few steps and of many, over the seeds that both have.
+
+    *change*: many minus few, in points, with its 95 % interval; *beyond dense*: that, minus the dense network's
+    change at the same seed, so what longer training does to the price of pruning.
+    """
+    lines, few, many = [], settled(few), settled(many)
+    dense = paired(*(rows[rows["sparsity"] == 0] for rows in (many, few)))
+    for sparsity in sorted(set(many["sparsity"])):
+        ours = [rows[rows["sparsity"] == sparsity] for rows in (many, few)]
+        change = paired(*ours)
+        line = {"sparsity %": f"{100 * sparsity:g}", "n": cell(str(len(change)), "pairs", *ours)}
+        used = [rows[rows["seed"].isin(change.index)] for rows in ours]
+        line |= {"few steps": spread(used[1]), "many": spread(used[0]), "change": difference(*ours)}
+        beyond = (change - dense).dropna()
+        groups = [
+            rows[(rows["sparsity"] == s) & rows["seed"].isin(beyond.index)]
+            for s in (sparsity, 0)
+            for rows in (many, few)
+        ]
+        shown = estimate(beyond, "mean difference of changes test_error", *groups)
+        lines.append(line | {"beyond dense": shown if sparsity and len(beyond) else ""})
+    return table(lines, "sparsity %") if lines else Table(columns=["n", "change"]).rename_axis("sparsity %")
 
 
 def layer_table(rows: pd.DataFrame) -> Table:
@@ -352,17 +386,21 @@ def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error") -> T
     """Return a column of rows by group (a line) and sparsity (a column): mean [95 % interval] over all seeds.
 
     A run that failed counts with the value that it ended with, for to leave it out would favour the way that
-    fails; "failed" counts those that diverged or only guess. `n` is the smallest number of seeds in a column.
+    fails; a dash stands where one ended without a finite value. "failed" counts those that diverged or only guess,
+    and those that are disconnected (`is_cut_off`), whatever their labels. `n` is the smallest number of seeds in a
+    column.
     """
     lines = []
     for name, rows in groups.items():
         line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
-        line["failed"] = cell(str(int(rows["diverged"].astype(bool).sum())), "diverged", rows) if len(rows) else ""
+        failed = int((rows["diverged"].astype(bool) | is_cut_off(rows)).sum())
+        line["failed"] = cell(str(failed), "failed", rows) if len(rows) else ""
         for sparsity in _sparsities(groups):
             group = rows[rows["sparsity"] == sparsity]
-            values = group[field].astype(float).dropna()
-            how, places = f"mean and interval {field}", PLACES.get(field, 2)
-            shown = estimate(values, how, group, places=places, sign="") if len(values) else ""
+            values, how = group[field].astype(float), f"mean and interval {field}"
+            shown = cell("–", how, group) if len(group) else ""
+            if len(group) and values.notna().all():
+                shown = estimate(values, how, group, places=PLACES.get(field, 2), sign="")
             line[f"{100 * sparsity:g} %"] = shown
         lines.append(line)
     return table(lines, "method")
@@ -426,14 +464,16 @@ def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
 
 
 def mask_table(model: nn.Module, masks: dict[str, Mask], x: Tensor, *, like: str) -> pd.DataFrame:
-    """Return one line a mask of `model`: weights kept by layer, effective sparsity, what it has in common with `like`.
+    """Return one line a mask of `model`: weights kept by layer, dead units, effective sparsity, overlap with `like`.
 
-    That is the number of connections that both keep, in percent of those that either keeps. `x`: an example, [1, ...].
+    A unit is dead if no live connection leads to it. In common are the connections that both masks keep, in percent
+    of those that either keeps. `x`: an example, [1, ...].
     """
     lines = {}
     for name, mask in masks.items():
         found = report(model, mask, x)
         lines[name] = {n.removesuffix(".weight"): int(found["kept"][n]) for n in mask if not is_bias(n, mask[n])}
+        lines[name]["dead units"] = int(found["dead_units"]["total"])
         lines[name]["effective sparsity %"] = digits(100 * found.attrs["effective_sparsity"])
         pairs = [(kept, masks[like][n]) for n, kept in mask.items()]
         both, either = (sum(int(join(a, b).sum()) for a, b in pairs) for join in (torch.logical_and, torch.logical_or))

@@ -160,12 +160,18 @@ def moved(ours, theirs):
     return 50 * np.abs(np.subtract(a, b)).sum() / np.sum(a)
 
 
+def cut_off(row):
+    """Return whether a network is disconnected: no path of kept weights leads through it, or a layer keeps none."""
+    live = row.get("live_weights")
+    dead = row["effective_sparsity"] == 1 if live is None else live == 0
+    return dead or 0 in [n for layer, n in row["kept"].items() if layer.endswith("weight")]
+
+
 def disconnected(groups):
     """Return, of each group, how many networks are cut, of how many, and the binomial interval in percent."""
     found = []
     for rows in groups:
-        layers = [[n for layer, n in row["kept"].items() if layer.endswith("weight")] for row in rows]
-        cut = sum(row["effective_sparsity"] == 1 or 0 in kept for row, kept in zip(rows, layers, strict=True))
+        cut = sum(map(cut_off, rows))
         n = len(rows)  # Clopper and Pearson, by the beta distribution
         low = stats.beta.ppf(0.025, cut, n - cut + 1) if cut else 0.0
         high = stats.beta.ppf(0.975, cut + 1, n - cut) if cut < n else 1.0
@@ -219,6 +225,12 @@ def recomputed(how, groups, printed=()):
     match how.split():
         case ["count"]:
             return [(len(rows), 0)]
+        case ["pairs"]:
+            return [(len(pairs(groups)), 0)]
+        case ["mean", "difference", "of", "changes", _]:
+            by_seed = [{row["seed"]: row[field] for row in group} for group in groups]  # ours: many, few; dense: same
+            both = set.intersection(*map(set, by_seed))
+            return mean_interval([(a := by_seed)[0][s] - a[1][s] - (a[2][s] - a[3][s]) for s in sorted(both)])
         case ["diverged"]:
             return [(sum(row["diverged"] for row in rows), 0)]
         case ["fewest", "seeds"]:
@@ -228,6 +240,15 @@ def recomputed(how, groups, printed=()):
             return [(v, places) for v in mean_sd(values)] if values else "–"
         case ["mean", "difference", _]:
             return [(v, places) for v in mean_interval([a[field] - b[field] for a, b in pairs(groups)])]
+        case ["failed"]:
+            return [(sum(row["diverged"] or cut_off(row) for row in rows), 0)]
+        case ["median", "steps", "a", "scoring"]:
+            scoring = [row["scoring_seconds"] for row in rows]
+            a_step = [(row["seconds"] - s) / row["steps"] for row, s in zip(rows, scoring, strict=True)]
+            rounds = [row.get("rounds", 1) for row in rows]
+            return [(np.median(np.array(scoring) / rounds / a_step), 1)]
+        case ["mean", "and", "interval", "test_error" | "train_loss"] if len(values) < len(rows):
+            return "–"  # a run without a finite one has no place in a mean, and none is left out
         case ["mean", "and", "interval", _]:
             return [(v, places) for v in mean_interval(values)]
         case ["mean", "selection", "bias"]:
@@ -362,9 +383,13 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
         :-1
     ]
     masks = sweep(Run("lenet300", "mnist", steps=0, sparsity=0.9), seed=range(2))
-    rows = made([*runs, *steps, *masks, Run("lenet5", "mnist", lr=0.03)], failed=[3])
+    odd = sweep(Run("lenet300", "mnist", lr=0.07), sparsity=[0.9, 0.95], seed=range(3))
+    rows = made([*odd, *runs, *steps, *masks, Run("lenet5", "mnist", lr=0.03)], failed=[3])
+    rows[0]["train_loss"], rows[3]["live_weights"], rows[4]["live_weights"] = None, 0, 5  # not finite; cut off; not
     by_key, frame = {row["key"]: row for row in rows}, pd.DataFrame(rows)
     one, two = frame[frame["key"].isin([r.key for r in runs])], frame[frame["rounds"] == 7]
+    longer = pd.DataFrame(made([dataclasses.replace(r, steps=999) for r in runs if r.seed < 4], failed=[2]))
+    by_key |= {row["key"]: row for row in longer.to_dict("records")}
     methods = {"one": one[one["sparsity"] > 0], "two": two, "none": one.iloc[:0]}
     names = ("model", "dataset", "method", "sparsity", "quantity", "value", "sd")
     printed = [
@@ -382,12 +407,15 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
         "groups": tables.group_table({"at 90": at}, also={"loss": "train_loss"}),
         "with failures": tables.group_table({"at 90": at, "two": two[two["sparsity"] == 0.9]}, dense=at, failed=True),
         "rates": tables.rate_table(frame[frame["sparsity"] == 0]),
+        "lengths": tables.length_table(one, longer),
         "reports": tables.reporting_table(one),
         "layers": tables.layer_table(one),
         "cost": tables.cost_table(frame),
         "times": tables.time_table({"both": frame, "masks": frame[frame["steps"] == 0], "none": one.iloc[:0]}),
         "by sparsity": tables.by_sparsity(methods),
         "losses": tables.by_sparsity(methods, "train_loss"),
+        "odd": tables.by_sparsity({"odd": frame[frame["lr"] == 0.07]}, "train_loss"),
+        "scorings": tables.table([{"": "", "steps": tables.scoring_in_steps(g), "n": ""} for g in (one, two)], ""),
         "gains": tables.gains(methods, [("two", "one")]),
         "disconnected": tables.disconnection_table(methods),
         "half way": tables.table([{"": "", "at": tables.spread(at, "train_loss", s)} for s in (0.5, 1)], ""),
@@ -425,6 +453,8 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     assert made_of["times"]["steps"].tolist() == ["0 to 125000", "0", "not run yet"]
     assert made_of["by sparsity"].loc["two", "n"] == "4" and made_of["by sparsity"].loc["two", "failed"] == "2"
     assert made_of["by sparsity"].loc["one", "90 %"].keys == (keys(at),)  # failures count
+    assert made_of["odd"].loc["odd", "failed"] == "1" and made_of["odd"].loc["odd", "90 %"] == "–"
+    assert "[" in made_of["odd"].loc["odd", "95 %"]
     both = two[(two["sparsity"] == 0.9) & two["seed"].isin(range(1, 5))], at[at["seed"].isin(range(1, 5))]
     assert made_of["gains"].loc["90", "two − one"].keys == tuple(map(keys, both))
     assert made_of["with failures"].loc["two", "pruned − dense"].keys == tuple(map(keys, both))
