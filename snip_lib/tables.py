@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .masks import Mask
 from .paths import report
-from .robustness import RADII
+from .robustness import ATTACK, RADII
 from .runs import DEFAULTS
 from .saliency import is_bias
 
@@ -484,13 +484,18 @@ def mask_table(model: nn.Module, masks: dict[str, Mask], x: Tensor, *, like: str
 def attack_table(groups: dict[str, pd.DataFrame], norm: str) -> Table:
     """Return the accuracy under attack in percent, by group and radius: mean [95 % interval] over the seeds.
 
-    Of the test images of `robustness.attacked` that the network gets right. Runs that diverged are left out, for a
-    network that only guesses cannot be misled.
+    Of the test images of `robustness.attacked` that the network gets right; "right %" are these, of all that were
+    drawn. Runs that diverged are left out, for a network that only guesses cannot be misled, and so are rows of
+    another attack than `robustness.ATTACK`.
     """
     lines = []
     for name, rows in groups.items():
+        rows = rows[rows["attack"].map(lambda attack: attack == ATTACK).astype(bool)] if "attack" in rows else rows[:0]
         whole = settled(rows)
         line = {"method": name, "n": cell(str(len(whole)), "count", whole) if len(rows) else "not run yet"}
+        right = 100 * (whole["attacked_right"] / whole["attacked_images"]).mean() if len(whole) else 0
+        how = "mean percent attacked_right of attacked_images"
+        line["right %"] = cell(digits(right, 1), how, whole) if len(whole) else ""
         for eps in RADII[norm]:
             field = f"attacked_{norm}_{eps:g}"
             values = whole[field].astype(float).dropna() if len(whole) else []

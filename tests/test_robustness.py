@@ -404,12 +404,17 @@ def test_networks_that_only_guess_do_not_count_as_robust():
     for norm, radii in robustness.RADII.items():
         for eps in radii:
             ours[f"attacked_{norm}_{eps:g}"] = [90.0, 80.0, 100.0]
-    table = attack_table({"SNIP": ours, "random": ours.iloc[:0], "alone": ours.iloc[:1]}, "l2")
-    assert table.columns.tolist() == ["n", *(f"{eps:g}" for eps in robustness.RADII["l2"])]
+    ours = ours.assign(attacked_images=500, attacked_right=[480, 471, 50], attack=[dict(robustness.ATTACK)] * 3)
+    groups = {"SNIP": ours, "random": ours.iloc[:0], "alone": ours.iloc[:1], "old": ours.drop(columns="attack")}
+    mixed = pd.concat([ours.iloc[:1], ours.iloc[1:].assign(attack=[None, {"steps": 1}])])
+    table = attack_table(groups | {"mixed": mixed, "older": mixed.iloc[1:]}, "l2")
+    assert table.columns.tolist() == ["n", "right %", *(f"{eps:g}" for eps in robustness.RADII["l2"])]
     # 85 ± 12.706 (Student's t with one degree of freedom) * 7.071 / sqrt(2)
-    assert table.loc["SNIP"].tolist()[:2] == ["2", "85.00 [21.47, 148.53]"]
+    assert table.loc["SNIP"].tolist()[:3] == ["2", "95.1", "85.00 [21.47, 148.53]"]  # 951 of 1000
     assert table.loc["SNIP", "1"].keys == (("a", "b"),) and table.loc["alone", "1"] == "90.00"
-    assert table.loc["random"].tolist() == ["not run yet", *[""] * len(robustness.RADII["l2"])]
+    assert table.loc["mixed"].tolist()[:3] == ["1", "96.0", "90.00"]  # rows of another attack are of another table
+    for name in ("random", "old", "older"):
+        assert table.loc[name].tolist() == ["not run yet", *[""] * (1 + len(robustness.RADII["l2"]))]
 
 
 def test_the_figure_shows_the_mean_over_every_run_and_each_of_them():

@@ -25,7 +25,7 @@ from IPython.utils.capture import capture_output
 from scipy import stats
 
 from snip_lib import tables
-from snip_lib.robustness import RADII
+from snip_lib.robustness import ATTACK, RADII
 from snip_lib.runs import Run, sweep
 
 CHAPTER = "02_lenet_sweeps"
@@ -257,6 +257,8 @@ def recomputed(how, groups, printed=()):
             return [(np.mean([sum(n for k, n in r["kept"].items() if k.endswith("bias")) for r in rows]), 0)]
         case ["mean", "kept", layer]:
             return [(np.mean([row["kept"][layer] for row in rows]), 0)]
+        case ["mean", "percent", part, "of", whole]:
+            return [(100 * np.mean([row[part] / row[whole] for row in rows]), 1)]
         case ["mean", "percent", _]:
             return [100 * np.mean(values)]
         case ["mean" | "median" | "smallest" | "largest" as which, _]:
@@ -371,6 +373,7 @@ def made(runs, failed=()):
         row["curve"] = {"step": [run.steps // 2, run.steps], "train_loss": [draw.uniform(1, 3), row["train_loss"]]}
         row |= {"effective_sparsity": draw.uniform(run.sparsity, 1), "seconds": draw.uniform(5, 500) ** 2}
         row["scoring_seconds"] = draw.uniform(0, 20)
+        row |= {"attack": ATTACK, "attacked_images": 500, "attacked_right": draw.randrange(100, 500)}
         row |= {f"attacked_{norm}_{eps:g}": draw.uniform(0, 99) for norm, radii in RADII.items() for eps in radii}
         rows.append(row | {"device": draw.choice(["CPU", "GPU"])})
     return rows
