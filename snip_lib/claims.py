@@ -127,7 +127,7 @@ def finder() -> Callable[[Iterable[Run]], pd.DataFrame]:
     rows = read_rows(results_folder()).values()
     known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in rows}
     columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]
-    columns += ["effective_sparsity", "mask_sha", "picture", "mean_image", "scoring_seconds", "seconds"]
+    columns += ["effective_sparsity", "live_weights", "mask_sha", "picture", "mean_image", "scoring_seconds", "seconds"]
     return lambda runs: pd.DataFrame([known[r] for r in runs if r in known], columns=columns, dtype=object)
 
 
