@@ -52,7 +52,12 @@ def footed(figure: plt.Figure, groups: Iterable[pd.DataFrame]) -> plt.Figure:
     steps = sorted({int(n) for point in points for n in point["steps"]})
     n = sorted({len(point) for point in points})
     text = "no run yet" if not points else f"{_range(steps)} steps, n = {_range(n)} {'seed' if n == [1] else 'seeds'}"
-    figure.text(0.01, -0.015, f"Ours: {text}.", va="top", fontsize=9, color="0.35")
+    figure.draw_without_rendering()  # lays it out, once and for all: the line comes below all that is drawn
+    figure.set_layout_engine("none")
+    below = figure.get_tightbbox().y0 / figure.get_figheight() - 0.015
+    figure.text(0.01, below, f"Ours: {text}.", va="top", fontsize=9, color="0.35")
+    for legend in figure.legends:  # saved with a tight box it would move down onto the words
+        legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
     return figure
 
 

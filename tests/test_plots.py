@@ -123,6 +123,21 @@ def test_a_figure_says_how_long_its_runs_trained_and_how_many_there_are_at_a_poi
         assert figure.texts[0].get_text() == f"Ours: {said}."
 
 
+def test_what_a_figure_says_of_its_runs_does_not_lie_on_its_legend(tmp_path):
+    lines = pd.DataFrame({"val_error": [0.1], "test_error": [0.2]}, index=["a choice"])
+    figure = plots.differences({"a": (lines, -1.0, 0.5)})
+    figure = plots.footed(figure, [pd.DataFrame({"sparsity": [0.9], "steps": [12_500]})] * 9)
+    overlaps = []
+
+    def look(event):
+        said, legend = (thing.get_window_extent(event.renderer) for thing in (figure.texts[0], figure.legends[0]))
+        overlaps.append(said.y1 > legend.y0)
+
+    figure.canvas.mpl_connect("draw_event", look)
+    figure.savefig(tmp_path / "figure.png", bbox_inches="tight")  # as notebooks do
+    assert overlaps and not any(overlaps)
+
+
 def test_lines_have_colours_of_their_own_that_stand_out_on_white():
     """Contrast as WCAG 2 defines it: 1 is none; the palette's pink and yellow stay below 2."""
     colours = np.array([plots.line_colour(i) for i in range(7)])
