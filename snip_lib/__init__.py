@@ -23,7 +23,7 @@ from .masks import (
 )
 from .paths import on_live_path, report
 from .prune import PROTOCOLS, prune
-from .saliency import CRITERIA, prunable
+from .saliency import CRITERIA, prunable, remove_mask
 from .structured import shrink
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "prune",
     "random_at_densities",
     "redraw",
+    "remove_mask",
     "report",
     "save_mask",
     "shrink",

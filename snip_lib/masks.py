@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from .saliency import CONNECTIONS, Scores, held, is_bias
+from .saliency import CONNECTIONS, Scores, held, is_bias, recompute
 
 Mask = dict[str, Tensor]
 WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DataParallel and its kin
@@ -140,19 +140,6 @@ class Connectivity(torch_prune.CustomFromMask):
         return weight if torch.compiler.is_exporting() else weight.as_subclass(MaskedWeight)
 
 
-def recompute(module: nn.Module, inputs: tuple = ()) -> None:
-    """Compute w * c anew for every masked weight inside `module`; a forward pre-hook of what may read them.
-
-    The stock hook runs when the holder of a weight is called, but attention reads ``out_proj.weight``, and a
-    language model its ``encoder.weight``, without that call. It holds no state, so a copied or pickled
-    model has its own, and after `prune.remove` there is nothing left for it to do.
-    """
-    for inner in module.modules():
-        for hook in inner._forward_pre_hooks.values():
-            if isinstance(hook, torch_prune.BasePruningMethod):
-                setattr(inner, hook._tensor_name, hook.apply_mask(inner))
-
-
 def checked(mask: Mask) -> Mask:
     """Return `mask`; ValueError if it is none, or empty."""
     if not isinstance(mask, dict) or not mask:
@@ -205,10 +192,11 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     """Mask `model` in place with PyTorch's own `torch.nn.utils.prune`, and return it.
 
     The weights that go become 0 at once, and every use of a weight is w * c, so that no optimiser moves
-    them. Every module that holds a tied parameter is masked. `torch.nn.utils.prune.remove(module, "weight")`
-    makes a weight plain again, with its zeros. Create the optimiser before or after: the parameters are the
-    same objects. A second mask may only take away. A checkpoint of the masked model (``weight_orig``, ``weight_mask``)
-    loads into a model that any mask of these parameters was applied to.
+    them. Every module that holds a tied parameter is masked. `remove_mask` makes the model plain again, with its
+    zeros. Create the optimiser before or after: the parameters are the same objects. A second mask may only take
+    away. A checkpoint of the masked model (``weight_orig``, ``weight_mask``) loads into a model that any mask of
+    these parameters was applied to. A product is computed once for each module that its weight lies in, since any
+    of them may be called by itself: deep nesting costs time in small batches.
 
     Raises:
         ValueError: names or shapes that do not fit, or a mask that wants removed connections back.
@@ -305,20 +293,22 @@ def save_mask(mask: Mask, path: str | Path, **metadata) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path, remedy: str = "save it again") -> Iterator:
-    """Open a file of safetensors; where it is damaged, ValueError says which one and what to do."""
+def opened(path: str | Path, remedy: str) -> Iterator:
+    """Open a file of safetensors; where it is damaged or none, ValueError says which one and what to do."""
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name the file in it.")
     try:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): {remedy}.") from error
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): {remedy}.") from error
 
 
 def load_mask(path: str | Path) -> tuple[Mask, dict]:
     """Return the mask that `save_mask` wrote, on the CPU, in its order, and its metadata. ValueError: it wrote none."""
-    with opened(path) as file:
+    with opened(path, "save it again with save_mask") as file:
         if "order" not in (metadata := file.metadata() or {}):
             raise ValueError(f"{path} is no mask that save_mask wrote.")
         metadata = {name: json.loads(value) for name, value in metadata.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .masks import Mask, mask_of, named, sparsity_of
-from .saliency import CONNECTIONS, each_tensor, held, is_bias, plain_copy, shape_of
+from .saliency import CONNECTIONS, each_tensor, held, is_bias, one_example, plain_copy, shape_of, tensors_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ class PathCounting(TorchFunctionMode):
     """Let a network compute paths: products and sums as they are, everything that could hide a path undone.
 
     Normalisation and rectifiers are the identity, a maximum (of which only the winner has a gradient) is a
-    mean, and values and gradients are rescaled after each product.
+    mean, every row of an embedding is looked up, and values and gradients are rescaled after each product.
     """
 
     IDENTITY = frozenset(
@@ -38,7 +38,12 @@ class PathCounting(TorchFunctionMode):
     PRODUCTS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        # What the backward pass needs is kept: gradient checkpointing would compute it anew, with nothing undone.
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            return self.undone(func, args, kwargs or {})
+
+    def undone(self, func, args: tuple, kwargs: dict):
+        name = getattr(func, "__name__", "")
         if name in self.IDENTITY:
             return args[0] if args else kwargs["input"]
         if name.startswith(("max_pool", "adaptive_max_pool")) and "with_indices" not in name:
@@ -50,6 +55,9 @@ class PathCounting(TorchFunctionMode):
             straight = result + (_between(result) - result).detach()
             straight.register_hook(_between)
             return straight
+        if name in ("embedding", "embedding_bag") and isinstance(result, Tensor):
+            weight = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point())
+            return result + weight.mean(0)
         return result
 
 
@@ -60,8 +68,9 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
     paths cancel where a network subtracts), every bias by 0 and everything that could hide a path undone
     (`PathCounting`), an output is a sum over paths, so its derivative is not 0 exactly on the live ones.
     A bias is live where its unit reaches an output. `x` is a batch, [B, ...], or a tuple or dict of tensors; the
-    shape of one example is used (token numbers are kept). Gates and attention are followed as they compute: with a
-    sigmoid or a softmax inside a fused kernel a closed gate still lets its product through.
+    shape of one example is used (token numbers are kept). All rows of an embedding count as looked up, but where a
+    network indexes a parameter itself only what it takes for that example does. Gates and attention are followed as
+    they compute: with a sigmoid or a softmax inside a fused kernel a closed gate still lets its product through.
 
     Raises:
         ValueError: the mask or the input does not fit.
@@ -90,9 +99,9 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
 
     def example(t: Tensor) -> Tensor:
         # In general position: what attention and gates compare must not be equal.
-        return (positive(t[:1]) if t.is_floating_point() else t[:1]).to(device)
+        return (positive(t) if t.is_floating_point() else t).to(device)
 
-    x = each_tensor(example, x)
+    x = each_tensor(example, one_example(x))
     with torch.enable_grad(), PathCounting():
         for p in parameters.values():
             p.requires_grad_(True)
@@ -100,14 +109,15 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
             output = twin(x)
         except Exception as error:
             raise ValueError(f"The network refuses an input {shape_of(x)}: {error}") from error
-    leaves = torch.utils._pytree.tree_leaves(output)
-    total = sum(t.sum() for t in leaves if isinstance(t, Tensor) and t.requires_grad)
+    total = sum(t.sum() for t in tensors_of(output) if t.requires_grad)
     grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return {n: mask[n] & (grad != 0).to(mask[n].device) for n, grad in zip(parameters, grads, strict=True)}
 
 
 def _has_input(module: nn.Module, kept: Tensor) -> Tensor:
-    """Return which units of a weight have a connection: [n_units]; a unit is a row, of what comes out."""
+    """Return which units of a weight have a connection: [n_units]; a unit is one number of what comes out."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):  # [tokens, out]
+        kept = kept.transpose(0, 1)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):  # [in, out / groups, *kernel]
         kept = kept.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
     return kept.flatten(1).any(1)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .masks import Mask, collapsed, keep_top, keep_top_per_layer, n_kept
-from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, prunable, shape_of
+from .masks import Mask, checked, collapsed, keep_top, keep_top_per_layer, n_kept
+from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, computed, prunable, shape_of
 from .structured import SIGNED_UNIT_CRITERIA, UNIT_CRITERIA, keep_units, mask_of_units, read_under, units_of
 
 # Bundles of choices where the paper's text and the released code differ, or we would choose otherwise today, as
@@ -138,7 +138,7 @@ def prune(
         prune_biases, only, exclude: which parameters (`prunable`).
         score_bn: "batch" or "fresh", what batch norm does while scoring (`scoring_copy`).
         dtype: of the scoring, float32 or float64.
-        generator: of ``method="random"``.
+        generator: of ``method="random"`` (None: one seeded with 0, so every call draws the same mask).
         on_collapse: a weight removed whole, or no score above 0: "warn" or "raise".
         structured: remove whole units and filters (SNAP; in `rounds`, SNAP-it), by "snip" or at "random".
             `sparsity` is then the fraction removed of the units of all layers but the first and the last
@@ -174,12 +174,12 @@ def prune(
     batches = [(x, y)] if batches is None else batches
     batches = itertools.islice(batches, 1) if method in DATA_FREE else batches
     batches = list(batches) if rounds > 1 or structured else batches  # every round sees the same examples
-    chosen = {} if structured else {"only": only, "exclude": exclude}
+    chosen = {"exclude": computed(model)} if structured else {"only": only, "exclude": exclude}
     scoring = {"loss": loss, "biases": prune_biases, "bn": score_bn, "dtype": dtype, **chosen}
     if method == "random":
         scoring["generator"] = generator
 
-    mask = None if within is None else {name: kept.bool() for name, kept in within.items()}
+    mask = None if within is None else dict(checked(within))
     if mask is not None:
         found = prunable(model, biases=prune_biases, **chosen)
         if {n: k.shape for n, k in mask.items()} != {n: p.shape for n, p in found.items()}:
@@ -212,7 +212,8 @@ def prune(
     if not any(s.any() for s in scores.values()):
         sentence = (
             f"At sparsity {sparsity:g} every score is 0, so the order of the parameters alone chose the mask: a layer "
-            "that starts at 0, like the head of torchvision's vision transformers, lets no gradient through."
+            "that starts at 0, like the head of torchvision's vision transformers, lets no gradient through, or the "
+            "loss does not depend on the output, as cross-entropy of a single one: give loss=."
         )
     elif gone := collapsed(mask):
         more = f" and {len(gone) - 5} more" if len(gone) > 6 else ""

@@ -18,6 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 Scores = dict[str, Tensor]
@@ -51,6 +53,28 @@ def is_bias(name: str, parameter: Tensor) -> bool:
     return parameter.dim() < 2 or name.rpartition(".")[2].startswith("bias")
 
 
+def computed(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return what the names of its parts begin with, for each weight of a connection that is computed from others."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CONNECTIONS):
+            dot = f"{name}." if name else ""
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, (WeightNorm, SpectralNorm)):
+                    found[f"{dot}{hook.name}"] = tuple(f"{dot}{hook.name}_{part}" for part in ("g", "v", "orig"))
+            for attribute in module.parametrizations if parametrize.is_parametrized(module) else ():
+                found[f"{dot}{attribute}"] = (f"{dot}parametrizations.{attribute}.",)
+    return found
+
+
+def _names(choice: Any) -> list[str]:
+    names = [choice] if isinstance(choice, str | nn.Module) or not isinstance(choice, Iterable) else list(choice)
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"only= and exclude= are names of parameters or modules, not {type(name).__name__}.")
+    return names
+
+
 def prunable(
     model: nn.Module,
     *,
@@ -68,12 +92,12 @@ def prunable(
     Raises:
         ValueError: there is no prunable parameter, or a pattern matches none; a weight is computed from others.
     """
-    only = [only] if isinstance(only, str) else only and list(only)
-    exclude = [exclude] if isinstance(exclude, str) else list(exclude or ())
+    only, exclude = only if only is None else _names(only), _names(() if exclude is None else exclude)
     aliases: dict[int, list[str]] = {}
-    candidates = []
-    for module, _, name, parameter in held(model):
-        aliases.setdefault(id(parameter), []).append(name)
+    places, candidates, parts = list(held(model)), [], computed(model)
+    for module, _, name, parameter in places:
+        whole = [weight for weight, begin in parts.items() if name.startswith(begin)]
+        aliases.setdefault(id(parameter), []).extend([name, *whole])
         if not isinstance(module, NORMS):
             candidates.append((not isinstance(module, CONNECTIONS), name, parameter))
     # Connections first in the choice of a tied parameter's name; the order stays that of the modules.
@@ -88,11 +112,12 @@ def prunable(
         used.update(hits)
         return bool(hits)
 
-    for name, module in model.named_modules():
-        normed = parametrize.is_parametrized(module) or any(n.endswith("_g") for n in module._parameters)
-        if isinstance(module, CONNECTIONS) and normed and (only is None or matches([name], only)):
-            if not matches([name], exclude):
-                raise ValueError(f"{name!r} computes its weight (weight_norm, parametrize): undo that, or exclude it.")
+    for name in parts:
+        if (only is None or matches([name], only)) and not matches([name], exclude):
+            raise ValueError(
+                f"{name.rpartition('.')[0]!r} computes its {name.rpartition('.')[2]} (weight_norm, spectral_norm, "
+                f"parametrize): undo that, or exclude it, as in exclude={name!r}."
+            )
     found = {}
     for foreign, name, parameter in candidates:
         names = aliases[id(parameter)]
@@ -114,6 +139,14 @@ def prunable(
     return weights | every_bias
 
 
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return the tensors of an output, which may hold something else too (a loss that is None); ValueError: none."""
+    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+    if not tensors:
+        raise ValueError(f"The network's output ({type(output).__name__}) is no tensor, nor a tuple or dict of them.")
+    return tensors
+
+
 @contextlib.contextmanager
 def exact_arithmetic(model: nn.Module) -> Iterator[None]:
     """Switch autocast and reduced-precision products off and restore them, and the RNG state, afterwards."""
@@ -131,21 +164,54 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            if any("_orig_mod" in module._modules for module in model.modules()):
+                # Compiled graphs have no second derivatives, and are good for one backward pass.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
         for knob, value in zip(knobs, before, strict=True):
             knob.fp32_precision = value
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a model; what `torch.nn.utils.prune` masks becomes a plain parameter with its zeros."""
-    # A masked weight is computed, like a state kept between batches, and deepcopy refuses what is: hand it the values.
-    computed = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, Tensor) and not t.is_leaf]
-    twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
-    for module, attribute, _, _ in list(held(twin)):
+def recompute(module: nn.Module, inputs: tuple = ()) -> None:
+    """Compute w * c anew for every masked weight inside `module`; a forward pre-hook of what may read them.
+
+    The stock hook runs when the holder of a weight is called, but attention reads ``out_proj.weight``, and a
+    language model its ``encoder.weight``, without that call. It holds no state, so a copied or pickled
+    model has its own.
+    """
+    for inner in module.modules():
+        for hook in inner._forward_pre_hooks.values():
+            if isinstance(hook, torch_prune.BasePruningMethod):
+                setattr(inner, hook._tensor_name, hook.apply_mask(inner))
+
+
+@torch.inference_mode(False)  # else the weights could not be trained with
+def remove_mask(model: nn.Module) -> nn.Module:
+    """Make every weight of `model` that `torch.nn.utils.prune` masks plain again, in place, and return the model.
+
+    What was removed is 0, and may be trained again; the parameters are the same objects. Nothing of this library
+    is left in the model.
+    """
+    for module, attribute, _, _ in list(held(model)):
         if f"{attribute}_mask" in module._buffers:
             torch_prune.remove(module, attribute)
-    return twin
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is recompute:
+                del module._forward_pre_hooks[key]
+    return model
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Copy a model without its mask (`remove_mask`). ValueError: it cannot be copied."""
+    # A masked weight is computed, like a state kept between batches, and deepcopy refuses what is: hand it the values.
+    results = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, Tensor) and not t.is_leaf]
+    try:
+        twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
+    except TypeError as error:
+        raise ValueError(f"The network is worked on as a copy, and copy.deepcopy refuses it: {error}") from error
+    return remove_mask(twin)
 
 
 def scoring_copy(model: nn.Module, *, dtype: torch.dtype, bn: str) -> nn.Module:
@@ -193,7 +259,9 @@ class Trial(NamedTuple):
         try:
             return self.model(self.x)
         except Exception as error:
-            raise ValueError(f"The network refuses the scoring batch {shape_of(self.x)}: {error}") from error
+            alone = "Expected more than 1 value per channel" in str(error)  # batch norm's words
+            remedy = ' (give a larger batch, or score_bn="fresh")' if alone else ""
+            raise ValueError(f"The network refuses the scoring batch {shape_of(self.x)}: {error}{remedy}") from error
 
     def loss_of(self, output: Any, y: Any) -> Tensor:
         try:
@@ -256,8 +324,24 @@ def trial(
 
 
 def each_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Change a tensor, or each of those in tuples and dicts; a packed sequence stays as it is."""
-    return tree_map_only(Tensor, change, value, is_leaf=lambda v: isinstance(v, PackedSequence))
+    """Change a tensor, each of those in tuples and dicts, or the data of a packed sequence."""
+
+    def changed(v: Tensor | PackedSequence) -> Tensor | PackedSequence:
+        if isinstance(v, Tensor):
+            return change(v)
+        data = change(v.data)
+        return v.to(data.device)._replace(data=data)
+
+    return tree_map_only((Tensor, PackedSequence), changed, value, is_leaf=_packed)
+
+
+def one_example(value: Any) -> Any:
+    """Return the first example of a batch, [1, ...]; a packed sequence stays whole."""
+    return tree_map_only(Tensor, lambda t: t[:1], value, is_leaf=_packed)
+
+
+def _packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
 
 
 def placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -371,12 +455,12 @@ def synflow(model: nn.Module, x: Any, y: Any = None, **scoring) -> Scores:
     iterations that `prune(..., method="synflow")` makes.
     """
     scoring |= {"bn": "fresh", "dtype": torch.float64}
-    with trial(model, each_tensor(lambda v: v[:1], x), None, **scoring) as t:
+    with trial(model, one_example(x), None, **scoring) as t:
         with torch.no_grad():
             for p in t.model.parameters():
                 p.abs_()
         t = t._replace(x=each_tensor(lambda v: torch.ones_like(v) if v.is_floating_point() else v, t.x))
-        flow = sum(v.sum() for v in tree_leaves(t.output()))
+        flow = sum(v.sum() for v in tensors_of(t.output()))
         if not torch.isfinite(flow):
             raise ValueError(f"The synaptic flow is {flow.item()} in float64: too deep, or a weight is not finite.")
         grads = torch.autograd.grad(flow, list(t.masked.values()), allow_unused=True, materialize_grads=True)

@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .masks import Mask, apply_mask, keep_top, mask_of, n_kept
 from .saliency import (
     CONNECTIONS,
     NORMS,
+    computed,
     connection_gradients,
-    each_tensor,
     held,
+    one_example,
     placed,
     plain_copy,
     prunable,
     shape_of,
+    tensors_of,
 )
 
 Places = tuple[Tensor, Tensor]  # rows or columns of a weight, and the unit that each of them belongs to
@@ -81,7 +82,7 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
     twin = plain_copy(model).eval().requires_grad_(True)
     name_of = {module: name for name, module in twin.named_modules()}
     like = next(twin.parameters())
-    x = placed(each_tensor(lambda t: t[:1], x), like.device, like.dtype)
+    x = placed(one_example(x), like.device, like.dtype)
     calls: list[nn.Module] = []
     layers = [module for module in twin.modules() if isinstance(module, CONNECTIONS)]
     hooks = [module.register_forward_hook(lambda module, *_: calls.append(module)) for module in layers]
@@ -93,8 +94,8 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
     for hook in hooks:
         hook.remove()
     with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(twin, (x,), verbose=False)
-    known, groups = prunable(twin), {}
+        graph = torch_pruning.DependencyGraph().build_dependency(twin, (x,), output_transform=_traced, verbose=False)
+    known, groups = prunable(twin, exclude=computed(twin)), {}
     for group in graph.get_all_groups(root_module_types=LAYERS):
         written, read = {}, {}
         for item in group:
@@ -106,13 +107,20 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
                 if weight not in known or calls.count(module) != 1:
                     break
                 places = (torch.tensor(item.idxs), torch.tensor(item.root_idxs))
-                (written if graph.is_out_channel_pruning_fn(item.dep.handler) else read)[weight] = places
+                writes = graph.is_out_channel_pruning_fn(item.dep.handler)
+                if places[0].max() >= known[weight].shape[0 if writes else 1]:
+                    break  # GLU, PixelShuffle: Torch-Pruning did not see that fewer come out than went in
+                (written if writes else read)[weight] = places
         else:
             if read:  # what no layer reads is an output of the network
                 name = min(written, key=list(known).index).removesuffix(".weight")
                 groups[name] = Units(len(group[0].idxs), written, read), group
     order = [name for name in name_of.values() if name in groups]
     return twin, graph, {name: groups[name] for name in order}, f"{name_of[calls[0]]}.weight"
+
+
+def _traced(output: Any) -> list[Tensor]:
+    return [t for t in tensors_of(output) if t.requires_grad]
 
 
 def _unit_by_unit(module: Any) -> bool:
@@ -204,7 +212,8 @@ def mask_of_units(
     Nobody reads a removed unit, so whatever constant its bias or a batch norm's shift would still make of it
     reaches no output. Its own weights and bias go too, with `rows`.
     """
-    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable(model, biases=biases).items()}
+    parameters = prunable(model, biases=biases, exclude=computed(model))
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
     for name, layer in units.items():
         gone = ~kept[name].cpu()
         for weight, (columns, unit) in layer.read.items():
@@ -236,32 +245,32 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     like = next(twin.parameters())
     x = placed(x, like.device, like.dtype)
     with torch.no_grad():
-        before = tree_leaves(twin(x))
-    if not all(len(t) and torch.isfinite(t).all() for t in before):
+        before = tensors_of(twin(x))
+    if not all(t.numel() and torch.isfinite(t).all() for t in before):
         raise ValueError(f"For the example {shape_of(x)} the network has no output, or one that is not finite.")
-    for name, kept in read_under({name: units for name, (units, _) in groups.items()}, mask).items():
-        if not kept.any():
-            kept[0] = True
-        if not kept.all():
-            root = groups[name][1][0].dep
-            graph.get_pruning_group(root.target.module, root.handler, (~kept).nonzero().flatten().tolist()).prune()
     trained = {name: p.requires_grad for _, _, name, p in held(model)}
-    for name, p in twin.named_parameters():
-        p.requires_grad_(trained[name])
     try:
+        for name, kept in read_under({name: units for name, (units, _) in groups.items()}, mask).items():
+            if not kept.any():
+                kept[0] = True
+            if not kept.all():
+                root = groups[name][1][0].dep
+                graph.get_pruning_group(root.target.module, root.handler, (~kept).nonzero().flatten().tolist()).prune()
         with torch.no_grad():
-            after = tree_leaves(twin(x))
+            after = tensors_of(twin(x))
         same = all(
             a.shape == b.shape and bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
             for a, b in zip(before, after, strict=True)
         )
-    except (RuntimeError, ValueError, IndexError, TypeError):  # the forward pass has a width written into it
+    except (RuntimeError, ValueError, IndexError, TypeError):  # a width in the forward pass, a mean in the output
         same = False
     if not same:
         raise ValueError(
             f"{type(model).__name__} cannot be made small: without the units that nobody reads it computes something "
             "else, or nothing. Its forward pass mixes units, or has their number written into it."
         )
+    for name, p in twin.named_parameters():
+        p.requires_grad_(trained[name])
     for small, module in zip(twin.modules(), model.modules(), strict=True):
         small.training = module.training
     return twin

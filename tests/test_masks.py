@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn.utils import prune as torch_prune
+from torch.utils.checkpoint import checkpoint
 
 import snip_lib as snip
 from snip_lib.masks import collapsed, densities, keep_top, keep_top_per_layer, n_kept
@@ -242,6 +243,21 @@ def test_what_torch_masks_is_read_and_what_is_removed_is_plain():
     assert all((p[~mask[n]] == 0).all() and p.grad is not None for n, p in model.named_parameters())
 
 
+def test_a_model_whose_mask_is_removed_is_plain_and_free_of_the_library():
+    model = nn.Sequential(nn.Sequential(small_net(), nn.ReLU()), nn.Linear(3, 2))
+    before, parameters = set(model.state_dict()), {id(p) for p in model.parameters()}
+    mask, x = some_mask(model), torch.randn(4, 6)
+    expected = snip.apply_mask(model, mask)(x)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert snip.remove_mask(model) is model and torch.equal(model(x), expected)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert set(model.state_dict()) == before and {id(p) for p in model.parameters()} == parameters
+    assert all(type(p) is nn.Parameter and (p[~mask[n]] == 0).all() for n, p in model.named_parameters())
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model(x), expected)
+
+
 def test_a_masked_model_can_be_copied_at_any_time():
     model = small_net()
     snip.apply_mask(model, some_mask(model))
@@ -384,8 +400,10 @@ def test_what_is_no_mask_is_neither_saved_nor_shuffled_nor_read(tmp_path):
         snip.sparsity_of((mask, {}))
     for damaged in (b"", b"no mask at all", safetensors.torch.save(mask)[:-1]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{path} is damaged .*: save it again"):
+        with pytest.raises(ValueError, match=f"{path} is damaged or no safetensors file .*: save it again with save_"):
             snip.load_mask(path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder"):
+        snip.load_mask(tmp_path)
     safetensors.torch.save_file(mask, path)  # without what save_mask says of it
     with pytest.raises(ValueError, match="no mask that save_mask wrote"):
         snip.load_mask(path)
@@ -513,6 +531,45 @@ def test_a_report_counts_by_hand():
     assert without["dead_units"].to_list()[:2] == [1, 1] and without.attrs["effective_sparsity"] is None
     snip.apply_mask(model, mask)
     assert snip.report(model, x=torch.ones(1, 3)).equals(table)
+
+
+class Tokens(nn.Module):
+    def __init__(self, embedding):
+        super().__init__()
+        self.e, self.a, self.b = embedding, nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, tokens):
+        x = self.e(tokens)
+        return self.b(torch.relu(self.a(x.mean(1) if x.dim() == 3 else x)))
+
+
+@pytest.mark.parametrize("embedding", [nn.Embedding(9, 4, padding_idx=0), nn.EmbeddingBag(9, 4)], ids=str)
+def test_every_row_of_an_embedding_is_live_where_its_columns_are_read(embedding):
+    model = Tokens(embedding)
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in snip.prunable(model, only="*").items()}
+    mask["e.weight"][3] = mask["e.weight"][:, 2] = mask["a.weight"][:, 1] = False
+    table = snip.report(model, mask, torch.tensor([[1, 2, 2]]))
+    expected = mask["e.weight"].clone()
+    expected[:, 1] = False
+    live = snip.on_live_path(model, mask, torch.tensor([[1, 2, 2]]))
+    assert torch.equal(live["e.weight"], expected) and live["a.weight"].any(0).tolist() == [True, False, False, True]
+    assert table.loc["e.weight", ["units", "dead_units"]].to_list() == [4, 2]  # what comes out
+
+
+def test_paths_are_the_same_where_gradient_checkpointing_saves_memory():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head, self.saves = small_net(), nn.Linear(3, 2), False
+
+        def forward(self, x):
+            return self.head(checkpoint(self.inner, x, use_reentrant=False) if self.saves else self.inner(x))
+
+    model = Net()
+    mask, x = some_mask(model, keep=0.3), torch.randn(2, 6)
+    plain = snip.on_live_path(model, mask, x)
+    model.saves = True
+    assert same(snip.on_live_path(model, mask, x), plain) and not same(plain, mask)
 
 
 def test_a_layer_that_is_gone_is_named_and_cuts_all_paths():

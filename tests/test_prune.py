@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -262,8 +263,6 @@ def test_what_a_mask_removes_scores_nothing_and_stays_out(scope):
     by_weights = snip.prune(twin, x, y, sparsity=0.9, scope=scope, **F64)  # a weight of 0 has g = 0
     assert torch.equal(flat(more), flat(by_weights)) and not (flat(more) & ~flat(first)).any()
     assert not torch.equal(flat(more), flat(snip.prune(model, x, y, sparsity=0.9, scope=scope, **F64)))
-    numbers = {name: kept.float() for name, kept in first.items()}
-    assert torch.equal(flat(snip.prune(model, x, y, sparsity=0.9, within=numbers, scope=scope, **F64)), flat(more))
 
 
 @pytest.mark.parametrize("method", CRITERIA)
@@ -373,6 +372,10 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"score_bn": "eval"}, "score_bn is"),
         ({"dtype": torch.bfloat16}, "float32 or torch.float64"),
         ({"only": "fc9"}, "matches 'fc9'"),
+        ({"only": nn.Linear(8, 20)}, "names of parameters or modules, not Linear"),
+        ({"exclude": [nn.Linear(8, 20)]}, "names of parameters or modules, not Linear"),
+        ({"within": ({}, {})}, "load_mask returns"),
+        ({"within": CRITERIA["snip"](net(), *batch())}, "mask of 0.weight is torch.float32, not torch.bool"),
         ({"x": None, "y": None}, "Give one scoring batch"),
         ({"x": DataLoader([(0, 0)]), "y": None}, "A loader is given as batches="),
         ({"method": "random", "generator": 0}, "generator is a torch.Generator, .* not 0"),
@@ -433,6 +436,26 @@ def test_a_head_that_starts_at_zero_is_a_warning_for_no_weight_can_be_scored():
         snip.prune(model, x, y, sparsity=0.5)
     with pytest.raises(ValueError, match="every score is 0"):
         snip.prune(model, x, y, sparsity=0.5, on_collapse="raise")
+
+
+def test_a_loss_that_cannot_change_is_a_warning_that_says_so():
+    model, (x, y) = nn.Sequential(net(), nn.Linear(3, 1).double()), batch()
+    with pytest.warns(UserWarning, match="every score is 0.* cross-entropy of a single one: give loss="):
+        snip.prune(model, x, (y[:, None] > 0).double(), sparsity=0.5)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    model, (x, y) = net(), batch()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match="worked on as a copy, and copy.deepcopy refuses it: cannot pickle"):
+        snip.prune(model, x, y, sparsity=0.5)
+
+
+def test_batch_norm_with_a_single_example_comes_with_the_remedy():
+    model, (x, y) = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), batch(1)
+    with pytest.raises(ValueError, match='give a larger batch, or score_bn="fresh"'):
+        snip.prune(model, x, y, sparsity=0.5)
+    assert snip.prune(model, x, y, sparsity=0.5, score_bn="fresh")
 
 
 def test_the_error_of_a_bad_batch_leaves_the_network_and_the_settings_as_they_were():

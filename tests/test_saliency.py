@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import snip_lib as snip
 from snip_lib.models import MODELS
@@ -330,6 +331,56 @@ def test_batches_may_be_tuples_and_dicts(method, kind):
         assert all(torch.allclose(scores[f"net.{n}"], s) for n, s in expected.items())
     else:
         assert all(torch.equal(scores[f"net.{n}"], s) for n, s in expected.items())
+
+
+def test_a_packed_sequence_is_scored_in_either_precision():
+    torch.manual_seed(0)
+    rnn, head = nn.LSTM(4, 5), nn.Linear(5, 3)
+
+    def pack(x):
+        return pack_padded_sequence(x, torch.tensor([2, 4, 3]), enforce_sorted=False)
+
+    class Net(nn.Module):
+        def __init__(self, packs):
+            super().__init__()
+            self.rnn, self.head, self.packs = rnn, head, packs
+
+        def forward(self, x):
+            return self.head(self.rnn(pack(x) if self.packs else x)[1][0][0])
+
+    x, y = torch.randn(4, 3, 4), torch.tensor([0, 1, 2])
+    packed = pack(x)
+    for dtype in (torch.float32, torch.float64):
+        inside, outside = (connection_gradients(Net(p), v, y, dtype=dtype) for p, v in ((True, x), (False, packed)))
+        assert all(torch.equal(outside[name], g) and g.dtype == dtype for name, g in inside.items())
+    flow, of_ones = (CRITERIA["synflow"](Net(False), pack(v)) for v in (x, torch.ones_like(x)))
+    assert all(torch.equal(of_ones[name], s) for name, s in flow.items())
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable(Net(False)).items()}
+    assert snip.on_live_path(Net(False), mask, packed)["rnn.weight_ih_l0"].all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch 2.11's own, when it compiles first
+@pytest.mark.parametrize("method", ["grasp", "obd", "obd_fisher"])
+def test_a_compiled_network_is_scored_as_the_one_inside(method):
+    model, (x, y) = mlp(), batch()
+    scores = CRITERIA[method](torch.compile(model), x, y, **F64)
+    assert all(torch.equal(scores[f"_orig_mod.{n}"], s) for n, s in CRITERIA[method](model, x, y, **F64).items())
+
+
+def test_outputs_without_a_tensor_are_refused_and_what_is_none_among_them_is_passed_over():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            return {"logits": self.net(x), "loss": None} if len(x.shape) == 2 else None
+
+    model, (x, _) = Named(), batch()
+    expected = CRITERIA["synflow"](model.net, x)
+    assert all(torch.equal(s, expected[name[4:]]) for name, s in CRITERIA["synflow"](model, x).items())
+    with pytest.raises(ValueError, match="output .NoneType. is no tensor"):
+        CRITERIA["synflow"](model, x[None])
 
 
 def test_examples_that_come_one_by_one_lie_in_the_first_dimension_of_output_and_labels():
@@ -740,15 +791,17 @@ def test_an_empty_batch_is_refused(method):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_a_weight_that_is_computed_is_refused_unless_it_is_left_out(norm):
+@pytest.mark.parametrize("place", [nn.utils, nn.utils.parametrizations], ids=["old", "new"])
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_a_weight_that_is_computed_is_refused_unless_it_is_left_out(norm, place):
     model = mlp()
-    norm(model[2])
-    for choice in ({}, {"only": "2"}, {"only": ["0", "2"]}, {"exclude": "0"}):
+    getattr(place, norm)(model[2])
+    for choice in ({}, {"only": "2"}, {"only": "2.weight"}, {"only": ["0", "2"]}, {"exclude": "0"}):
         with pytest.raises(ValueError, match="'2' computes its weight .* exclude it"):
             prunable(model, **choice)
-    for choice in ({"exclude": "2"}, {"only": ["0", "4"]}):
+    for choice in ({"exclude": "2"}, {"exclude": "2.weight"}, {"exclude": "2.*"}, {"only": ["0", "4"]}):
         assert list(prunable(model, biases=False, **choice)) == ["0.weight", "4.weight"]
+    assert list(prunable(model, only="*", exclude="2.weight")) == ["0.weight", "4.weight", "0.bias", "2.bias", "4.bias"]
 
 
 def test_weights_come_before_biases_each_in_module_order():

@@ -421,13 +421,86 @@ class Mixing(nn.Module):
         return self.c(torch.softmax(self.b(torch.relu(self.a(x.flatten(1)))), 1))
 
 
-@pytest.mark.parametrize("make", [Fixed, Mixing])
+class Penalised(Mixing):
+    """A network that also returns a mean over its units, as auxiliary losses are."""
+
+    def forward(self, x):
+        h = torch.relu(self.b(torch.relu(self.a(x.flatten(1)))))
+        return {"logits": self.c(h), "penalty": h.square().mean()}
+
+
+def logits(output, y):
+    return F.cross_entropy(output["logits"] if isinstance(output, dict) else output, y)
+
+
+@pytest.mark.parametrize("make", [Fixed, Mixing, Penalised])
 def test_a_network_that_cannot_be_made_small_is_refused(make):
     torch.manual_seed(0)
     model, (x, y) = make(), images()
-    mask = snip.prune(model, x, y, sparsity=0.5, structured=True)
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, loss=logits)
     with pytest.raises(ValueError, match=f"{make.__name__} cannot be made small"):
         shrink(model, mask, x)
+
+
+def test_what_is_no_tensor_in_the_output_is_passed_over():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = LeNet5()
+
+        def forward(self, x):
+            return {"logits": self.net(x), "loss": None, "name": "lenet5"}
+
+    torch.manual_seed(0)
+    model, (x, y) = Named(), images(28, classes=10)
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, loss=logits)
+    expected = snip.prune(model.net, x, y, sparsity=0.5, structured=True)
+    assert all(torch.equal(mask[f"net.{name}"], kept) for name, kept in expected.items())
+    small = shrink(model, mask, x)
+    assert torch.equal(small(x)["logits"], shrink(model.net, expected, x)(x)) and len(small.net.fc1.weight) < 500
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_small_network_is_free_of_the_library(masked):
+    model, x, y = build("lenet5")
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True)
+    small = shrink(snip.apply_mask(model, mask), None, x) if masked else shrink(model, mask, x)
+    assert not any(module._forward_pre_hooks for module in small.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_layer_with_a_computed_weight_that_is_left_out_stays_as_it_is(norm):
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 9), nn.ReLU(), norm(nn.Linear(9, 9)), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)
+    model, (x, y) = nn.Sequential(nn.Flatten(), *layers), images()
+    with pytest.raises(ValueError, match="'3' computes its weight .* exclude it"):
+        snip.prune(model, x, y, sparsity=0.5, structured=True)
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, exclude="3", rounds=2)
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, exclude="3", within=mask)
+    assert int(mask["5.weight"].any(1).sum()) == 4 and mask["1.weight"].all() and "3.weight" not in mask
+    small = shrink(model, mask, x)
+    assert [len(small[i].weight) for i in (1, 3, 5)] == [9, 9, 4]
+
+
+@pytest.mark.parametrize("between, width", [(nn.GLU(), 4), (nn.PixelShuffle(2), 2)], ids=str)
+def test_units_that_an_operation_makes_fewer_stay(between, width):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.between = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), between
+            self.c, self.d = nn.Conv2d(width, 6, 1), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.b(torch.relu(self.a(x)))
+            x = self.between(x.transpose(1, 3)).transpose(1, 3) if width == 4 else self.between(x)
+            return self.d(torch.relu(self.c(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, (x, y) = Net(), images()
+    assert list(units_of(model, x)) == ["c"] and list(units_of(model, x, only="*")) == ["a", "c"]
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, only="*")
+    assert mask["b.weight"].any((1, 2, 3)).all() and not mask["b.weight"].all()
 
 
 @pytest.mark.parametrize(
@@ -481,7 +554,7 @@ def test_a_layer_that_is_called_twice_keeps_its_units():
         ({"x": None, "y": None}, "Give one scoring batch"),
         ({"x": None, "y": None, "method": "random"}, "Give one scoring batch"),
         ({"x": None, "y": None, "batches": []}, "no batch"),
-        ({"within": {"fc1.weight": torch.ones(500, 800)}}, "names and shapes differ"),
+        ({"within": {"fc1.weight": torch.ones(500, 800).bool()}}, "names and shapes differ"),
     ],
 )
 def test_bad_input_gets_a_sentence(change, words):
