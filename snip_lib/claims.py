@@ -695,7 +695,8 @@ def answer_markdown(judged: list[Verdict]) -> str:
             f"{how} for {', '.join(who) if len(who) < 4 else f'{len(who)} networks'}"
             for how, who in by_standing.items()
         ]
-        questions += [f"- *{question}* {'; '.join(parts)}." if parts else f"- *{question}* Not asked yet."]
+        answer = "; ".join(parts) or "not asked yet"
+        questions.append(f"- *{question}* {answer[0].upper()}{answer[1:]}.")
     return "\n".join([" ".join([first, second, third]), "", *questions])
 
 

@@ -847,7 +847,7 @@ def test_the_answer_follows_the_verdicts(world):
     )
     empty = claims.answer_markdown(claims.verdicts())
     assert "No network is shown yet" in empty and "none is tested yet" in empty
-    assert "Is one shot no worse than training first and pruning then?* not run yet for LeNet-300-100." in empty
+    assert "Is one shot no worse than training first and pruning then?* Not run yet for LeNet-300-100." in empty
     world.errors({0.0: STEADY, 0.5: STEADY, 0.9: plus(STEADY, 1.0)})
     world.add(dataclasses.replace(SHOT, method="magnitude"), test_error=plus(STEADY, 2.0))
     world.add(STEPS, test_error=plus(STEADY, 3.0))
@@ -855,8 +855,8 @@ def test_the_answer_follows_the_verdicts(world):
     assert (
         "LeNet-300-100 at 50 % sparsity" in full and "at 90 % sparsity, with 2.60 % where the paper has 1.6 %" in full
     )
-    assert "no worse than training first and pruning then?* yes for LeNet-300-100." in full
-    assert "better than one shot?* no for LeNet-300-100." in full and "Of the 4 verdicts there are, 0 rest on a" in full
+    assert "no worse than training first and pruning then?* Yes for LeNet-300-100." in full
+    assert "better than one shot?* No for LeNet-300-100." in full and "Of the 4 verdicts there are, 0 rest on a" in full
     assert "none is reached" in full
 
 
@@ -866,7 +866,7 @@ def test_the_answer_calls_undecided_what_is_undecided(world):
     world.add(STEPS, test_error=[e + (-1) ** i for i, e in enumerate(STEADY)])
     assert world.judge("S1").verdict.startswith("not tested (undecided")
     answer = claims.answer_markdown(claims.verdicts())
-    assert "do better than one shot?* undecided for LeNet-300-100." in answer
+    assert "do better than one shot?* Undecided for LeNet-300-100." in answer
 
 
 def test_the_answer_names_the_farthest_number_and_the_sparsity_up_to_which_nothing_is_lost(world):
