@@ -326,7 +326,7 @@ def test_a_network_that_is_always_wrong_has_no_accuracy_under_attack():
 
 def rows(*lines):
     names = ("key", "seed", "sparsity", "test_error", "diverged", "effective_sparsity", "kept")
-    return pd.DataFrame(lines, columns=names)
+    return pd.DataFrame(lines, columns=names).assign(steps=9)
 
 
 FULL = {"fc1.weight": 9, "fc2.weight": 1, "fc1.bias": 0}
