@@ -33,6 +33,7 @@ from .tables import cost_table as cost_table  # chapters ask `claims` for their 
 from .tables import error_table as error_table
 from .tables import group_table as group_table
 from .tables import layer_table as layer_table
+from .tables import length_table as length_table
 from .tables import rate_table as rate_table
 from .tables import reporting_table as reporting_table
 
