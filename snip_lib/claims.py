@@ -563,7 +563,7 @@ def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
         if line["chapter"] != chapter:
             continue
         shown = {"claim": f"{chapter_link(v.claim, chapter)} ({line['section']}): {v.statement}"}
-        shown |= {"paper": printed(line), "ours": "–", "criterion": _words(line)}
+        shown |= {"paper": paper_errors(line), "ours": "–", "criterion": _words(line)}
         verdict = f"**{v.verdict}**"
         if weakest:
             ours = f"{KINDS[line['kind']][1].format(said=weakest.said)}, n = {weakest.n}"
@@ -577,7 +577,7 @@ def claim_table(judged: Iterable[Verdict], chapter: str) -> Linked:
     return Linked(found, dtype=object)
 
 
-def printed(line: pd.Series) -> Cell:
+def paper_errors(line: pd.Series) -> Cell:
     """Return the test errors that the paper prints for the runs of a claim, "against" those that it compares with.
 
     By model, in percent; a number of another sparsity with that in brackets; a dash where the paper prints none. The
