@@ -123,7 +123,7 @@ def test_a_figure_says_how_long_its_runs_trained_and_how_many_there_are_at_a_poi
         assert figure.texts[0].get_text() == f"Ours: {said}."
 
 
-def test_what_a_figure_says_of_its_runs_does_not_lie_on_its_legend(tmp_path):
+def test_what_a_figure_says_of_its_runs_its_legend_and_its_axes_do_not_lie_on_each_other(tmp_path):
     lines = pd.DataFrame({"val_error": [0.1], "test_error": [0.2]}, index=["a choice"])
     figure = plots.differences({"a": (lines, -1.0, 0.5)})
     figure = plots.footed(figure, [pd.DataFrame({"sparsity": [0.9], "steps": [12_500]})] * 9)
@@ -132,6 +132,7 @@ def test_what_a_figure_says_of_its_runs_does_not_lie_on_its_legend(tmp_path):
     def look(event):
         said, legend = (thing.get_window_extent(event.renderer) for thing in (figure.texts[0], figure.legends[0]))
         overlaps.append(said.y1 > legend.y0)
+        overlaps.append(legend.y1 > min(axis.get_tightbbox(event.renderer).y0 for axis in figure.axes))
 
     figure.canvas.mpl_connect("draw_event", look)
     figure.savefig(tmp_path / "figure.png", bbox_inches="tight")  # as notebooks do
