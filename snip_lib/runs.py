@@ -58,8 +58,8 @@ KINDS = {  # of a run's fields: what is taken for one, and its words
 class Run:
     """Everything that decides the trained weights, and whether they are attacked in the end; nothing else.
 
-    The defaults are the paper's protocol for MNIST (Section 5). They never change, for they are
-    not part of a run's key; a new field's default means what was done before there was the field.
+    The defaults are the paper's protocol for MNIST (Section 5). They never change, for neither a run's
+    key nor its row names them; a new field's default means what was done before there was the field.
     """
 
     model: str
@@ -231,7 +231,7 @@ def cache_folder() -> Path:
 
 
 def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
-    """Return the rows of some files by key; refuse a damaged or repeated line by file and number."""
+    """Return the rows of some files by key, with every field; refuse a damaged or repeated line by file and number."""
     rows, where = {}, {}
     for path in paths:
         try:
@@ -249,7 +249,7 @@ def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
                 raise ValueError(f"{place} is damaged (its fields give the key {run.key}, not {key}).")
             if key in rows:
                 raise ValueError(f"{place} repeats the key {key} of {where[key]}: delete one of them.")
-            rows[key], where[key] = row, place
+            rows[key], where[key] = {"key": key, **vars(run), **row}, place
     return rows
 
 
@@ -277,8 +277,9 @@ def write_rows(new: Iterable[dict], path: Path) -> None:
             rows = _rows_in([path] if path.exists() else []) | {row["key"]: row for row in new}
             temporary = path.with_suffix(".tmp")
             with temporary.open("w") as file:
-                for key in sorted(rows):
-                    file.write(json.dumps(rows[key], separators=(",", ":")) + "\n")
+                for key in sorted(rows):  # what is at its default is left out: it is half of a row
+                    chosen = {n: v for n, v in rows[key].items() if n not in DEFAULTS or DEFAULTS[n] != v}
+                    file.write(json.dumps(chosen, separators=(",", ":")) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -408,8 +409,8 @@ def rows_of(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def _table(runs: Iterable[Run], rows: dict[str, dict]) -> pd.DataFrame:
-    """Return the rows of `runs`, each run once; a field that came later than a row has its default there."""
-    found = [{**DEFAULTS, **rows[run.key]} for run in dict.fromkeys(runs) if run.key in rows]
+    """Return the rows of `runs`, each run once."""
+    found = [rows[run.key] for run in dict.fromkeys(runs) if run.key in rows]
     return pd.DataFrame(found, columns=None if found else ["key", *DEFAULTS, *OUTCOMES])
 
 

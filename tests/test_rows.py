@@ -26,7 +26,7 @@ from scipy import stats
 
 from snip_lib import tables
 from snip_lib.robustness import ATTACK, RADII
-from snip_lib.runs import Run, sweep
+from snip_lib.runs import DEFAULTS, Run, sweep
 
 CHAPTER = "02_lenet_sweeps"
 MIME = "application/vnd.snip.cells+json"
@@ -565,7 +565,7 @@ def numbered(lines):
 def committed_rows(root):
     """Every committed row, by its key."""
     lines = [line for path in (root / "notebooks/results").glob("*.jsonl") for line in path.read_text().splitlines()]
-    return {row["key"]: row for row in map(json.loads, lines)}
+    return {row["key"]: {**DEFAULTS, **row} for row in map(json.loads, lines)}
 
 
 @pytest.fixture(scope="module")
@@ -695,7 +695,7 @@ def rows_folder(root, tmp_path, monkeypatch):
 def used_rows(folder):
     """Return the rows of the chapter's file: its page uses them all."""
     lines = (folder / f"{CHAPTER}.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return [{**DEFAULTS, **json.loads(line)} for line in lines]
 
 
 def rewrite(folder, rows):

@@ -125,8 +125,29 @@ def test_committed_rows_keep_their_names(root):
     assert len(lines) > 1_000
     for row in lines:
         assert Run(**{name: row[name] for name in runs.DEFAULTS if name in row}).key == row["key"]
-    new = {"structured", "attacked"}
-    assert any(not new & row.keys() for row in lines)
+    assert not any(name in row and row[name] == value for row in lines for name, value in runs.DEFAULTS.items())
+
+
+def test_defaults_stay_for_ever():
+    """Rows leave them out, so another default would give all rows another meaning."""
+    paper = {"method": "snip", "sparsity": 0.0, "rounds": 1, "seed": 0, "init": "vs_x", "train_init": "same"}
+    paper |= {"prune_biases": True, "score_bn": "batch", "score_examples": 0, "optimizer": "sgd", "lr": 0.1}
+    paper |= {"momentum": 0.9, "weight_decay": 5e-4, "decay": 0.1, "decay_every": 25_000, "steps": 125_000}
+    paper |= {"batch_size": 100, "augment": "none", "random_labels": False, "recipe": 1}
+    later = {"init_sd": 1.0, "score_batches": 1, "score_split": "train", "accumulate": "sum_then_abs"}
+    later |= {"scope": "global", "schedule": "snip_it", "control": "none", "score_class": -1, "delay": 0, "every": 0}
+    later |= {"score_loss": "cross_entropy", "retrain": 0.0, "rewind": False, "bias_init": "constant", "rescale": 1.0}
+    later |= {"pixels": "normalised", "batch_norm": "tensorflow", "decayed": "all", "precision": "float32"}
+    later |= {"structured": False, "attacked": False}
+    assert paper.items() | later.items() <= runs.DEFAULTS.items()
+
+
+def test_a_row_leaves_out_what_is_at_its_default_and_is_read_whole(tmp_path):
+    row = a_row(dataclasses.replace(SMALL, seed=3))
+    write_row(row, tmp_path / "chapter.jsonl")
+    written = json.loads((tmp_path / "chapter.jsonl").read_text())
+    assert written["seed"] == 3 and "momentum" not in written and written.items() <= row.items()
+    assert read_rows(tmp_path) == {row["key"]: row}
 
 
 @pytest.mark.parametrize(
@@ -375,7 +396,7 @@ def test_an_existing_row_gains_new_fields_with_their_defaults(folders):
     row = a_row(SMALL)
     del row["random_labels"]
     write_row(row, folders / "results/chapter.jsonl")
-    assert not rows_of([SMALL])["random_labels"].any()
+    assert not rows_of([SMALL])["random_labels"].any() and "random_labels" in collect([SMALL], "chapter")
 
 
 def same_outcomes(ours, theirs):
