@@ -119,6 +119,7 @@ class Test:
     barred: str = ""  # why these rows can say nothing
     where: str = ""  # which comparison this is
     left_out: int = 0  # runs that diverged
+    older: int = 0  # runs from before the criterion (`SINCE`)
     excess: float = 0.0  # where every single seed is judged: by how much the worst one passes its bound
     met: bool = False  # p < 0.05 after Holm's correction over the claim
 
@@ -206,15 +207,15 @@ def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
     pools: dict[str, list] = {}
     for where, run, other in claimed_runs(line, profile, find):
         pair = [find(sweep(r, seed=SEEDS)) if r else None for r in (run, other)]
-        if line.name in SINCE:
-            pair[0] = pair[0][pair[0]["time"] >= SINCE[line.name]]
         pools.setdefault(NAMES[run.model] if line["kind"] in POOLED else where, []).append(pair)
     tests = []
     for where, pairs in pools.items():
         found = [None if rows[0] is None else pd.concat(rows) for rows in zip(*pairs, strict=True)]
+        older = found[0]["time"] < SINCE.get(line.name, "")
+        found[0] = found[0][~older]
         used = [rows if rows is None or keep_all else settled(rows) for rows in found]
         left_out = sum(len(a) - len(b) for a, b in zip(found, used, strict=True) if a is not None)
-        tests.append(replace(judge_kind(*used, line), where=where, left_out=left_out))
+        tests.append(replace(judge_kind(*used, line), where=where, left_out=left_out, older=int(older.sum())))
     corrected = holm(test.p for test in tests)
     return [replace(test, met=bool(p < SIGNIFICANCE)) for test, p in zip(tests, corrected, strict=True)]
 
@@ -427,7 +428,7 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     tests = tests_of(line, profile, find)
     too_few = [test for test in tests if test.n < (1 if line["kind"] in OF_SINGLE_SEEDS else 2)]
     barred = [test.barred for test in tests if test.barred]
-    older = "; rows older than the criterion do not count" if line.name in SINCE else ""
+    older = "; rows older than the criterion do not count" if any(test.older for test in tests) else ""
     if not any(test.n or test.left_out for test in tests):
         return verdict(f"not tested (not run yet{older})", tests)
     met, evidence = sum(test.met for test in tests), "no evidence"

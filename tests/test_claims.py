@@ -368,6 +368,7 @@ def test_cost_holds_in_every_run(world):
 def test_rows_that_were_there_before_a_criterion_about_them_alone_do_not_judge_it(world, monkeypatch):
     world.criteria("X1,5,03,cost,lenet300,mnist,0.9,,,,0.01,5,It costs nothing.,\n")
     monkeypatch.setitem(claims.SINCE, "X1", "2026-12-02T00:00:00Z")
+    assert world.judge("X1").verdict == "not tested (not run yet)"
     world.add(SHOT, scoring_seconds=[0.5] * 5, seconds=100.0)
     assert world.judge("X1").verdict == "not tested (not run yet; rows older than the criterion do not count)"
     world.add(SHOT, scoring_seconds=[0.5] * 5, seconds=100.0, time="2026-12-02T00:00:00Z")
