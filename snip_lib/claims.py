@@ -647,24 +647,26 @@ def learning_rates() -> Table:
 
 
 def answer_markdown(judged: list[Verdict]) -> str:
-    """Return what SNIP is good for, as far as the verdicts say: three sentences, and three questions by network."""
+    """Return what SNIP is good for, as far as the verdicts say: three sentences, and four questions by network."""
     lines = criteria()
-    done = [(lines.loc[v.claim], v.tests) for v in judged if not v.verdict.startswith("not tested")]
+    done = [(lines.loc[v.claim], v) for v in judged if not v.verdict.startswith("not tested")]
 
-    free, margins = [], []
-    for line, tests in done:
-        met = list(itertools.takewhile(lambda test: test.met, tests))
+    free, margins = {}, []
+    for line, v in done:
+        met = list(itertools.takewhile(lambda test: test.met, v.tests))
         if line["kind"] == "no_loss" and not line["against"] and met:
             up_to = "at up to" if len(met) > 1 else "at"
-            free.append(f"{NAMES[line['model']]} {met[-1].where.replace('at', up_to)} sparsity")
+            where = f"{NAMES[line['model']]} {met[-1].where.replace('at', up_to)} sparsity"
+            free.setdefault(_trained(v), []).append(where)
             margins.append(line["margin"])
     first = "No network is shown yet to lose nothing where SNIP prunes it."
     if free:
         margin = " or ".join(dict.fromkeys(margins))
-        first = f"One shot before any training costs no more than the margin of {margin} points for {', '.join(free)}."
+        where = "; ".join(", ".join(found) + trained for trained, found in free.items())
+        first = f"One shot before any training costs no more than the margin of {margin} points for {where}."
 
     printed = lines[(lines["kind"] == "value") & (lines["sparsities"] != "0")]
-    far = [(line, test) for line, (test, *_) in done if line.name in printed.index]
+    far = [(line, v.tests[0]) for line, v in done if line.name in printed.index]
     second = "Of the errors that the paper prints for the pruned LeNets, none is tested yet."
     if far:
         line, test = max(far, key=lambda pair: abs(float(pair[1].said.split()[0]) - float(pair[0]["paper"])))
@@ -688,18 +690,42 @@ def answer_markdown(judged: list[Verdict]) -> str:
     questions = []
     for chapter, kind, question in asked:
         found = lines[(lines["chapter"] == chapter) & (lines["kind"] == kind)]
-        by_standing: dict[str, list[str]] = {}
+        by_standing: dict[tuple[str, str], list[str]] = {}
         for v in sorted(judged, key=lambda v: ("yes", "in", "no", "undecided", "not").index(_standing(v).split()[0])):
             if v.claim in found.index:
-                units = " (whole units)" if "structured=true" in found.loc[v.claim, "fields"] else ""
-                by_standing.setdefault(_standing(v), []).append(NAMES[found.loc[v.claim, "model"]] + units)
+                about = ["whole units"] if "structured=true" in found.loc[v.claim, "fields"] else []
+                about += [f"n = {v.n}"] if v.n else []
+                who = NAMES[found.loc[v.claim, "model"]] + (f" ({', '.join(about)})" if about else "")
+                by_standing.setdefault((_standing(v), _trained(v)), []).append(who)
+        lengths = {trained for how, trained in by_standing if how != "not run yet"}
         parts = [
-            f"{how} for {', '.join(who) if len(who) < 4 else f'{len(who)} networks'}"
-            for how, who in by_standing.items()
+            f"{how} for {', '.join(who) if len(who) < 4 else f'{len(who)} networks'}{trained * (len(lengths) > 1)}"
+            for (how, trained), who in by_standing.items()
         ]
-        answer = "; ".join(parts) or "not asked yet"
+        answer = ("; ".join(parts) or "not asked yet") + (lengths.pop() if len(lengths) == 1 else "")
         questions.append(f"- *{question}* {answer[0].upper()}{answer[1:]}.")
-    return "\n".join([" ".join([first, second, third]), "", *questions])
+    return "\n".join([" ".join([first, second, third]), "", *questions, _beside_other_masks()])
+
+
+def _trained(v: Verdict) -> str:
+    """Return how long the runs of a verdict trained, where that is not as long as the paper's."""
+    return "; at a tenth of the training" if v.profile == "short" and v.n else ""
+
+
+def _beside_other_masks() -> str:
+    """Return in a line how SNIP's errors stand to those of other masks of untrained networks, in `_ways`."""
+    parts = []
+    for way, words in (("at random", "random masks"), ("SynFlow", "SynFlow's, which sees no example")):
+        gaps = [paired(rows["SNIP"], rows[way]) for _, rows in _ways(BEFORE)]
+        ends = [interval(gap)[1:] for gap in gaps if len(gap) > 1]
+        below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
+        told = {"lower": below, "higher": above, "not told apart": len(ends) - below - above}
+        standing = ", ".join(f"{word} in {n}" for word, n in told.items() if n) + f" of {counted(len(ends), 'place')}"
+        parts.append(f"than with {words}: {standing if ends else 'not run yet'}")
+    return (
+        f"- *Is its error lower than with other masks that need no training?* By paired 95 % intervals, "
+        f"{'; '.join(parts)} (each LeNet at two sparsities, at a tenth of the training)."
+    )
 
 
 def _standing(v: Verdict) -> str:
@@ -716,19 +742,29 @@ def ways_table() -> Table:
     Runs that failed count with the error that they ended with. The last column is what SNIP is compared with in
     C11 and C12: trained to the end, then pruned by magnitude and retrained, which takes twice the steps.
     """
-    find, lines = finder(), []
     (first,) = settings(criteria().loc["C11", "against"])
-    ways = {"SNIP": {}, "SynFlow": {"method": "synflow"}, "at random": {"method": "random"}, "trained first": first}
+    lines = []
+    for name, groups in _ways({"dense": {"sparsity": 0.0}} | BEFORE | {"trained first": first}):
+        line = {"network": name}
+        for way, rows in groups.items():
+            n = cell(f"({len(rows)})", "count", rows)
+            line[way] = both(spread(rows, failed=True), n) if len(rows) else "not run yet"
+        lines.append(line)
+    return table(lines, "network")
+
+
+BEFORE = {"SNIP": {}, "SynFlow": {"method": "synflow"}, "at random": {"method": "random"}}
+
+
+def _ways(ways: dict[str, dict]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Yield each line of `ways_table`: a network and sparsity in words, and the rows of each way to prune it."""
+    find = finder()
     for model, sparsities in {"lenet300": (0.95, 0.98), "lenet5": (0.98, 0.99)}.items():
         run = Run(model, "mnist", lr=_rate(model, "mnist", "short", find))
         for sparsity in sparsities:
-            line = {"network": f"{NAMES[model]}, {100 * sparsity:g} %"}
-            for way, fields in ({"dense": {"sparsity": 0.0}} | ways).items():
-                rows = find(at_profile("short", sweep(replace(run, **{"sparsity": sparsity} | fields), seed=SEEDS)))
-                n = cell(f"({len(rows)})", "count", rows)
-                line[way] = both(spread(rows, failed=True), n) if len(rows) else "not run yet"
-            lines.append(line)
-    return table(lines, "network")
+            runs = {way: replace(run, **{"sparsity": sparsity} | fields) for way, fields in ways.items()}
+            rows = {way: find(at_profile("short", sweep(r, seed=SEEDS))) for way, r in runs.items()}
+            yield f"{NAMES[model]}, {100 * sparsity:g} %", rows
 
 
 def cost_markdown() -> str:

@@ -158,9 +158,21 @@ def spread(rows: pd.DataFrame, field: str = "test_error", after: float | None = 
     return cell(" ± ".join(shown[: len(values)] or shown[:1]), how, rows)
 
 
+LARGEST = {"test_error": 100, "train_loss": math.inf}  # what a column can be; the smallest is 0
+
+
 def estimate(values: pd.Series, how: str, *groups: pd.DataFrame, places: int = 2, sign: str = "+") -> Cell:
-    """Return "mean [its 95 % interval]" of values, which come from the rows of `groups` as `how` says."""
-    mean, *ends = (digits(number, places, sign) for number in interval(values))
+    """Return "mean [its 95 % interval]" of values, which come from the rows of `groups` as `how` says.
+
+    The interval ends where the quantity does: no error is below 0 or above 100 %, whatever few seeds leave open.
+    """
+    field = how.split()[-1]
+    most = 100 if field.startswith("attacked") else LARGEST.get(field, math.inf)
+    if "changes" in how:
+        most *= 2
+    least = 0 if how == f"mean and interval {field}" else -most
+    mean, *ends = interval(values)
+    mean, *ends = (digits(number, places, sign) for number in (mean, *(min(max(end, least), most) for end in ends)))
     return cell(f"{mean} [{', '.join(ends)}]" if len(values) > 1 else mean, how, *groups)
 
 
@@ -288,7 +300,8 @@ def length_table(few: pd.DataFrame, many: pd.DataFrame) -> Table:
     """Return, by sparsity, what longer training changes: rows of few steps and of many, over the seeds that both have.
 
     *change*: many minus few, in points, with its 95 % interval; *beyond dense*: that, minus the dense network's
-    change at the same seed, so what longer training does to the price of pruning.
+    change at the same seed, so what longer training does to the price of pruning; *price, many*: what is left of
+    it, pruned minus dense after many steps.
     """
     lines, few, many = [], settled(few), settled(many)
     dense = paired(*(rows[rows["sparsity"] == 0] for rows in (many, few)))
@@ -305,7 +318,9 @@ def length_table(few: pd.DataFrame, many: pd.DataFrame) -> Table:
             for rows in (many, few)
         ]
         shown = estimate(beyond, "mean difference of changes test_error", *groups)
-        lines.append(line | {"beyond dense": shown if sparsity and len(beyond) else ""})
+        line["beyond dense"] = shown if sparsity and len(beyond) else ""
+        price = difference(ours[0], many[many["sparsity"] == 0])
+        lines.append(line | {"price, many": price if sparsity and price.keys[0] else ""})
     return table(lines, "sparsity %") if lines else Table(columns=["n", "change"]).rename_axis("sparsity %")
 
 

@@ -856,8 +856,11 @@ def test_the_answer_follows_the_verdicts(world):
     assert (
         "LeNet-300-100 at 50 % sparsity" in full and "at 90 % sparsity, with 2.60 % where the paper has 1.6 %" in full
     )
-    assert "no worse than training first and pruning then?* Yes for LeNet-300-100." in full
-    assert "better than one shot?* No for LeNet-300-100." in full and "Of the 4 verdicts there are, 0 rest on a" in full
+    assert "no worse than training first and pruning then?* Yes for LeNet-300-100 (n = 6)." in full
+    assert (
+        "better than one shot?* No for LeNet-300-100 (n = 6)." in full
+        and "Of the 4 verdicts there are, 0 rest on a" in full
+    )
     assert "none is reached" in full
 
 
@@ -867,7 +870,42 @@ def test_the_answer_calls_undecided_what_is_undecided(world):
     world.add(STEPS, test_error=[e + (-1) ** i for i, e in enumerate(STEADY)])
     assert world.judge("S1").verdict.startswith("not tested (undecided")
     answer = claims.answer_markdown(claims.verdicts())
-    assert "do better than one shot?* Undecided for LeNet-300-100." in answer
+    assert "do better than one shot?* Undecided for LeNet-300-100 (n = 6)." in answer
+
+
+def test_the_answer_tells_what_rests_on_a_tenth_of_the_training(world):
+    world.criteria(NO_LOSS, "S1,5,09_snip_it,better,lenet300,mnist,0.9,rounds=7,rounds=1,,0,5,Better.,\n")
+    world.errors(dict.fromkeys((0.0, 0.5, 0.9), STEADY), profile="short")
+    world.add(STEPS, test_error=plus(STEADY, 3.0), profile="short")
+    answer = claims.answer_markdown(claims.verdicts())
+    assert "at up to 90 % sparsity; at a tenth of the training." in answer
+    assert "better than one shot?* No for LeNet-300-100 (n = 6); at a tenth of the training." in answer
+
+
+def test_the_answer_counts_where_other_masks_do_worse(world):
+    assert "random masks: not run yet; than with SynFlow's, which sees no example: not run yet" in _beside()
+    for sparsity, random in ((0.95, plus(STEADY, 2.0)), (0.98, [e + (-1) ** i for i, e in enumerate(STEADY)])):
+        run = Run("lenet300", "mnist", sparsity=sparsity)
+        world.add(run, test_error=STEADY, profile="short")
+        world.add(dataclasses.replace(run, method="random"), test_error=random, profile="short")
+    world.add(dataclasses.replace(run, method="synflow"), test_error=plus(STEADY, -0.5), profile="short")
+    assert "random masks: lower in 1, not told apart in 1 of 2 places" in _beside()
+    assert "SynFlow's, which sees no example: higher in 1 of 1 place" in _beside()
+
+
+def _beside():
+    """Return the last line of the answer."""
+    return claims.answer_markdown(claims.verdicts()).splitlines()[-1]
+
+
+def test_an_interval_ends_where_the_quantity_can():
+    rows = pd.DataFrame({"key": ["a", "b"], "seed": [0, 1], "test_error": [0.1, 99.0], "train_loss": [0.1, 3.0]})
+    assert claims.estimate(rows["test_error"], "mean and interval test_error", rows, sign="") == "49.55 [0.00, 100.00]"
+    loss = claims.estimate(rows["train_loss"], "mean and interval train_loss", rows, sign="")
+    assert loss.startswith("1.55 [0.00, ") and float(loss[:-1].split()[-1]) == pytest.approx(19.97, abs=0.01)
+    gaps = claims.difference(rows, rows.assign(test_error=[99.0, 99.0]))
+    assert gaps == "-49.45 [-100.00, +100.00]"
+    assert claims.estimate(rows["test_error"], "class contrast of picture", rows) != gaps  # this has no such ends
 
 
 def test_the_answer_names_the_farthest_number_and_the_sparsity_up_to_which_nothing_is_lost(world):

@@ -40,12 +40,12 @@ def mean_sd(values):
     return [np.mean(values), np.std(values, ddof=1)] if len(values) > 1 else [*values]
 
 
-def mean_interval(values):
-    """Return the mean, and from two values on the ends of its 95 % interval; nothing of no value."""
+def mean_interval(values, least=-np.inf, most=np.inf):
+    """Return the mean, and from two values on the ends of its 95 % interval, of what can be; nothing of no value."""
     if len(values) < 2:
         return [*values]
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return [np.mean(values), np.mean(values) - half, np.mean(values) + half]
+    return [np.mean(values), max(least, np.mean(values) - half), min(most, np.mean(values) + half)]
 
 
 def pairs(groups):
@@ -230,7 +230,8 @@ def recomputed(how, groups, printed=()):
         case ["mean", "difference", "of", "changes", _]:
             by_seed = [{row["seed"]: row[field] for row in group} for group in groups]  # ours: many, few; dense: same
             both = set.intersection(*map(set, by_seed))
-            return mean_interval([(a := by_seed)[0][s] - a[1][s] - (a[2][s] - a[3][s]) for s in sorted(both)])
+            changes = [(a := by_seed)[0][s] - a[1][s] - (a[2][s] - a[3][s]) for s in sorted(both)]
+            return mean_interval(changes, -200, 200)
         case ["diverged"]:
             return [(sum(row["diverged"] for row in rows), 0)]
         case ["fewest", "seeds"]:
@@ -239,7 +240,8 @@ def recomputed(how, groups, printed=()):
             assert whose == ["of", "all"] or not any(row["diverged"] for row in rows)
             return [(v, places) for v in mean_sd(values)] if values else "–"
         case ["mean", "difference", _]:
-            return [(v, places) for v in mean_interval([a[field] - b[field] for a, b in pairs(groups)])]
+            gaps, most = [a[field] - b[field] for a, b in pairs(groups)], 100 if field == "test_error" else np.inf
+            return [(v, places) for v in mean_interval(gaps, -most, most)]
         case ["failed"]:
             return [(sum(row["diverged"] or cut_off(row) for row in rows), 0)]
         case ["median", "steps", "a", "scoring"]:
@@ -250,7 +252,7 @@ def recomputed(how, groups, printed=()):
         case ["mean", "and", "interval", "test_error" | "train_loss"] if len(values) < len(rows):
             return "–"  # a run without a finite one has no place in a mean, and none is left out
         case ["mean", "and", "interval", _]:
-            return [(v, places) for v in mean_interval(values)]
+            return [(v, places) for v in mean_interval(values, 0, np.inf if field == "train_loss" else 100)]
         case ["mean", "selection", "bias"]:
             return [np.mean([row["test_error"] for row in rows]) - np.mean([row["test_error_best5"] for row in rows])]
         case ["mean", "kept", "biases"]:
