@@ -27,10 +27,10 @@ def n_kept(m: int, sparsity: float) -> int:
     """Return kappa = round((1 - sparsity) * m), the number of connections that stay.
 
     Raises:
-        ValueError: sparsity outside [0, 1).
+        ValueError: sparsity is no number in [0, 1).
     """
     if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {sparsity!r}.")
+        raise ValueError(f"sparsity is the fraction removed, a plain number in [0, 1), not {sparsity!r}.")
     return round((1 - sparsity) * m)
 
 

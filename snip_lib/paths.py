@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .masks import Mask, mask_of, named, sparsity_of
-from .saliency import CONNECTIONS, each_tensor, held, is_bias, one_example, plain_copy, shape_of, tensors_of
+from .saliency import CONNECTIONS, each_tensor, held, is_bias, one_example, plain_copy, shape_of, tensors_of, why
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +108,7 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
         try:
             output = twin(x)
         except Exception as error:
-            raise ValueError(f"The network refuses an input {shape_of(x)}: {error}") from error
+            raise ValueError(f"The network refuses an input {shape_of(x)}: {why(error, x)}") from error
     total = sum(t.sum() for t in tensors_of(output) if t.requires_grad)
     grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return {n: mask[n] & (grad != 0).to(mask[n].device) for n, grad in zip(parameters, grads, strict=True)}
@@ -126,10 +126,10 @@ def _has_input(module: nn.Module, kept: Tensor) -> Tensor:
 def report(model: nn.Module, mask: Mask | None = None, x: Tensor | None = None) -> "pd.DataFrame":
     """Return what a mask (None: the one `model` holds) leaves, one line for each parameter and a last for all.
 
-    Columns: ``prunable`` and ``kept`` connections, ``density``, ``units`` and ``dead_units`` (without any
-    connection that counts), and, with an example `x` [1, ...], ``live``: kept connections on a path from an input
-    to an output, and ``effective_sparsity``, the fraction that is not live. ``.attrs`` has `sparsity`,
-    `effective_sparsity` (None without `x`) and `collapsed`, the names of weights with no (live) connection.
+    Columns: ``prunable`` and ``kept`` connections, ``density``, ``units`` and ``dead_units`` (without any kept
+    connection into them or, with `x`, any live one), and, with an example `x` [1, ...], ``live``: kept connections on
+    a path from an input to an output, and ``effective_sparsity``, the fraction that is not live. ``.attrs`` has
+    `sparsity`, `effective_sparsity` (None without `x`) and `collapsed`, the names of weights with no (live) connection.
 
     Raises:
         ValueError: the mask or the example does not fit.

@@ -73,7 +73,7 @@ def accumulated(
     criterion, total = before_abs or criteria[method], None
     for pair in batches:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"batches= gives pairs (x, y), not {shape_of(pair)}.")
+            raise ValueError(f"batches= gives pairs (x, y), not a batch {shape_of(pair)}.")
         scores = criterion(model, *pair, **scoring)
         if total is None:
             total = scores

@@ -7,10 +7,12 @@ function ``(model, x, y, **scoring) -> scores``; `masks.py` turns scores into a 
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,8 +46,11 @@ def held(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]
             attribute = stored.removesuffix("_orig")
             if f"{attribute}_mask" not in module._buffers:
                 attribute = stored
+            name = f"{prefix}.{attribute}".lstrip(".")
+            if nn.parameter.is_lazy(parameter):
+                raise ValueError(f"{name} is lazy and has no shape yet: call model(x) once first.")
             if parameter is not None:
-                yield module, attribute, f"{prefix}.{attribute}".lstrip("."), parameter
+                yield module, attribute, name, parameter
 
 
 def is_bias(name: str, parameter: Tensor) -> bool:
@@ -90,7 +95,7 @@ def prunable(
     A tied parameter comes once, by the name it has in its first connection.
 
     Raises:
-        ValueError: there is no prunable parameter, or a pattern matches none; a weight is computed from others.
+        ValueError: there is no prunable parameter, a pattern matches none; a weight is computed from others, or lazy.
     """
     only, exclude = only if only is None else _names(only), _names(() if exclude is None else exclude)
     aliases: dict[int, list[str]] = {}
@@ -260,19 +265,21 @@ class Trial(NamedTuple):
             return self.model(self.x)
         except Exception as error:
             alone = "Expected more than 1 value per channel" in str(error)  # batch norm's words
-            remedy = ' (give a larger batch, or score_bn="fresh")' if alone else ""
-            raise ValueError(f"The network refuses the scoring batch {shape_of(self.x)}: {error}{remedy}") from error
+            words = why(error, self.x, 'give a larger batch, or score_bn="fresh"' if alone else "")
+            raise ValueError(f"The network refuses the scoring batch {shape_of(self.x)}: {words}") from error
 
     def loss_of(self, output: Any, y: Any) -> Tensor:
         try:
             value = self.loss(output, y)
         except Exception as error:
+            words = why(error, y, "give your own as loss=lambda output, y: ...")
             raise ValueError(
-                f"The loss refuses the output {shape_of(output)} with the labels {shape_of(y)}: {error} "
-                "(give your own as loss=lambda output, y: ...)."
+                f"The loss refuses the output {shape_of(output)} with the labels {shape_of(y)}: {words}"
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError(f"The loss of a batch is one number, not {shape_of(value)}: take its mean.")
+            raise ValueError(
+                f"The loss of a batch is a tensor of one number, not a value {shape_of(value)}: take its mean."
+            )
         if not torch.isfinite(value).all():
             raise ValueError(f"The loss of the scoring batch is {value.item()}: no connection can be scored.")
         if torch.is_grad_enabled() and not value.requires_grad:
@@ -286,6 +293,17 @@ class Trial(NamedTuple):
 def shape_of(value: Any) -> str:
     """Describe a batch in an error."""
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"({type(value).__name__})"
+
+
+def why(error: Exception, given: Any, remedy: str = "") -> str:
+    """Say why a batch is refused: the first line of torch's own words, without its signatures, and what to do."""
+    leaves = tree_leaves(given)
+    if any(isinstance(v, np.ndarray) for v in leaves):
+        return "make tensors of numpy arrays with torch.as_tensor."
+    words = re.split(", but expected one of|\n", str(error))[0].rstrip(".")
+    if "type" in words and any(isinstance(v, Tensor) and not v.is_floating_point() for v in leaves):
+        remedy = remedy or "give images as x.float(), tokens as x.long()"
+    return f"{words} ({remedy})." if remedy else f"{words}."
 
 
 @contextlib.contextmanager
@@ -307,6 +325,8 @@ def trial(
     `x` and `y` are tensors, or tuples and dicts of them; `loss(model(x), y)` is a scalar; `biases`, `only`, `exclude`
     as in `prunable`; `bn` as in `scoring_copy`; `mask` is the c at which the scores are taken (None: all ones).
     """
+    if isinstance(loss, type):
+        raise ValueError(f"loss={loss.__name__} is a class, not a function of (output, y): write {loss.__name__}().")
     for _, _, name, p in held(model):
         if p.is_meta or p.is_complex():
             raise ValueError(f"{name} is {'on the meta device' if p.is_meta else 'complex'}: it cannot be scored.")

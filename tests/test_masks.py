@@ -115,7 +115,7 @@ def test_float32_denormals_are_told_from_zero():
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, 95, float("nan")])
 def test_sparsity_outside_its_range_is_refused(sparsity):
-    with pytest.raises(ValueError, match=r"fraction removed, in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"fraction removed, a plain number in \[0, 1\)"):
         n_kept(100, sparsity)
 
 

@@ -356,11 +356,11 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"sparsity": 1.0}, r"fraction removed, in \[0, 1\), not 1.0"),
+        ({"sparsity": 1.0}, r"fraction removed, a plain number in \[0, 1\), not 1.0"),
         ({"sparsity": -0.1}, "fraction removed"),
         ({"sparsity": 95}, "fraction removed"),
-        ({"sparsity": "0.9"}, "fraction removed, in .* not '0.9'"),
-        ({"sparsity": torch.tensor(0.5)}, "fraction removed"),
+        ({"sparsity": "0.9"}, "fraction removed, .* not '0.9'"),
+        ({"sparsity": torch.tensor(0.5)}, r"a plain number .* not tensor\(0.5000\)"),
         ({"method": "snipp"}, "Unknown method 'snipp': choose one of snip, exact"),
         ({"accumulate": "mean"}, "Unknown accumulate 'mean'"),
         ({"scope": "local"}, "Unknown scope"),
@@ -381,20 +381,25 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"method": "random", "generator": 0}, "generator is a torch.Generator, .* not 0"),
         ({"batches": [batch()]}, "Give one scoring batch"),
         ({"x": None, "y": None, "batches": []}, "no batch"),
-        ({"x": None, "y": None, "batches": batch()}, r"gives pairs \(x, y\), not of shape \[32, 8\]"),
-        ({"x": None, "y": None, "batches": [{"x": 1, "y": 2}]}, r"gives pairs \(x, y\), not \(dict\)"),
+        ({"x": None, "y": None, "batches": batch()}, r"gives pairs \(x, y\), not a batch of shape \[32, 8\]"),
+        ({"x": None, "y": None, "batches": [{"x": 1, "y": 2}]}, r"gives pairs \(x, y\), not a batch \(dict\)"),
         ({"x": batch()}, r"refuses the scoring batch \(tuple\)"),
-        ({"x": batch()[0].numpy()}, r"refuses the scoring batch \(ndarray\)"),
+        ({"x": batch()[0].numpy()}, r"scoring batch \(ndarray\): make tensors of numpy arrays with torch.as_tensor.$"),
+        ({"y": batch()[1].numpy()}, r"labels \(ndarray\): make tensors of numpy arrays with torch.as_tensor.$"),
+        ({"x": torch.ones(32, 8, dtype=torch.uint8)}, r"of shape \[32, 8\]: .*x.float\(\), tokens as x.long\(\)\).$"),
+        ({"model": nn.Conv1d(8, 3, 1), "x": batch()}, r"\(tuple\): .*conv1d.* got \(tuple.*\).$"),
+        ({"model": nn.LazyLinear(3)}, "weight is lazy and has no shape yet: call model.x. once first.$"),
+        ({"loss": nn.CrossEntropyLoss}, r"loss=CrossEntropyLoss is a class, .* write CrossEntropyLoss\(\).$"),
         ({"loss": lambda out, y: (out.argmax(1) == y).double().mean()}, "The loss has no gradient"),
         ({"x": torch.randn(4, 9)}, r"refuses the scoring batch of shape \[4, 9\]"),
         (
             {"x": torch.randn(4, 8), "y": torch.zeros(5).long()},
-            r"output of shape \[4, 3\] with the labels of shape \[5\]",
+            r"output of shape \[4, 3\] with the labels of shape \[5\]: .* \(5\) \(give your own as loss=lambda .*\).$",
         ),
         ({"y": torch.full((32,), 7)}, "labels"),
         ({"y": None}, "labels"),
-        ({"loss": lambda out, y: F.cross_entropy(out, y, reduction="none")}, "one number, not of shape"),
-        ({"loss": lambda out, y: 3.0}, "one number"),
+        ({"loss": lambda out, y: F.cross_entropy(out, y, reduction="none")}, "one number, not a value of shape"),
+        ({"loss": lambda out, y: 3.0}, r"a tensor of one number, not a value \(float\)"),
         ({"x": torch.full((32, 8), float("nan"))}, "loss of the scoring batch is nan"),
         ({"x": torch.empty(0, 8), "y": torch.empty(0).long()}, r"scoring batch of shape \[0, 8\] is empty"),
         ({"loss": lambda out, y: out.sum() * float("inf")}, "loss of the scoring batch is"),
@@ -404,9 +409,10 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_bad_input_gets_a_sentence(change, words, rounds):
     x, y = batch()
-    arguments = {"x": x, "y": y, "sparsity": 0.5, "rounds": rounds} | change
-    with pytest.raises(ValueError, match=words):
-        snip.prune(net(), **arguments)
+    arguments = {"model": net(), "x": x, "y": y, "sparsity": 0.5, "rounds": rounds} | change
+    with pytest.raises(ValueError, match=words) as error:
+        snip.prune(**arguments)
+    assert "\n" not in str(error.value)
 
 
 def test_a_layer_removed_whole_is_a_warning_that_names_it_or_an_error():
