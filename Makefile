@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
+	@echo 'The set-up takes some minutes, the last of them in silence: every file is compiled once.'
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --editable '.[book]'  # else every first import compiles torch
 	touch $@
 

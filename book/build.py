@@ -289,6 +289,8 @@ def rows(chapter, profile, budget, cluster):
     """Train what is missing in the chapters chosen; the rows stay, the output is thrown away."""
     if not chapter:
         raise Refusal("Say which chapter: make rows CHAPTER=02 PROFILE=short.")
+    if not profile:
+        raise Refusal("Say which profile: PROFILE=smoke, short or paper.")
     if profile not in PROFILES:
         raise Refusal(f"There is no profile {profile!r}; the profiles are: {', '.join(PROFILES)}.")
     parameters = {"profile": profile, "train_missing": True}

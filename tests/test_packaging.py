@@ -127,6 +127,7 @@ def test_workflows_may_only_read_unless_they_say_so(root):
     "arguments, sentence",
     [
         (["--profile", "short"], "Say which chapter"),
+        (["--chapter", "02"], "Say which profile: PROFILE=smoke, short or paper."),
         (["--chapter", "98", "--profile", "short"], "No chapter's name starts with '98'"),
         (["--chapter", "0", "--profile", "long"], "There is no profile 'long'"),
         (["--chapter", "0", "--profile", "smoke", "--budget", "much"], "BUDGET is a number"),
