@@ -6,6 +6,7 @@ Each takes the same rows as the table beside it.
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -159,12 +160,14 @@ def _picture(axis: plt.Axes, picture: Sequence[float], brightest: float) -> None
 
 
 def heatmaps(tables: dict[str, pd.DataFrame], *, write: Callable[[float], str]) -> plt.Figure:
-    """Draw tables of numbers side by side (title -> table), each number written in its cell by `write`."""
-    height = 0.38 * max(len(table) for table in tables.values()) + 1.0
-    widths = [table.shape[1] + 2 for table in tables.values()]
-    options = {"figsize": (0.66 * sum(widths), height), "gridspec_kw": {"width_ratios": widths}, "squeeze": False}
-    figure, axes = plt.subplots(1, len(tables), **options)
-    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+    """Draw tables of numbers below each other (title -> table), each number written in its cell by `write`.
+
+    The figure is no wider than a page shows it in full, so that the numbers can be read there.
+    """
+    lines = [len(table) for table in tables.values()]
+    size = (6.4, sum(0.28 * n + 0.85 for n in lines))
+    figure, axes = plt.subplots(len(lines), 1, figsize=size, height_ratios=lines, squeeze=False)
+    for axis, (title, table) in zip(axes.flat, tables.items(), strict=True):
         text = table.map(lambda v: "" if v != v else write(v))  # a cell without a number stays blank
         if table.isna().all(axis=None):
             table, title = table.fillna(0.0), f"{title}: not run yet"
@@ -204,7 +207,8 @@ def pictures_over_errors(
     """Draw a row of flat square pictures and below each the test error of its group of rows, as Figure 3 does.
 
     Filled: mean and sample sd over the seeds that did not diverge. Hollow: the numbers of others
-    (label -> group -> percent). Groups come in the order of `pictures`; one without rows stays empty.
+    (label -> group -> percent). Groups come in the order of `pictures`; one without rows stays empty, and
+    a picture that is of no group has no mark on the axis below it.
     """
     n = len(pictures)
     figure = plt.figure(figsize=(1.35 * n, 4.4))
@@ -225,7 +229,10 @@ def pictures_over_errors(
         points = [(names.index(name), value) for name, value in numbers.items()]
         axis.plot(*zip(*points, strict=True), "k", marker=marker, mfc="none", ms=9, ls="none", label=label)
     axis.margins(y=0.2)
-    axis.set(xlim=(-0.5, n - 0.5), ylim=(0, None), xticks=range(n), xticklabels=[], ylabel="test error (%)")
+    groups = [i for i, name in enumerate(names) if any(name in those for those in (errors, *others.values()))]
+    axis.set_xticks(groups, [names[i] for i in groups])
+    axis.spines.bottom.set_bounds(-0.5, max(groups, default=n - 1) + 0.5)
+    axis.set(xlim=(-0.5, n - 0.5), ylim=(0, None), ylabel="test error (%)")
     axis.set_xlabel("examples in the batch that scores")
     axis.legend(frameon=False, loc="lower right")
     return footed(figure, map(settled, errors.values()))
@@ -240,7 +247,7 @@ def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> p
     Each point is the mean loss since the one before. Line: mean over seeds; band: from the lowest to the highest.
     Grey: the loss of `guessing`. Runs that diverged are left out.
     """
-    figure, axis = plt.subplots(figsize=(9.5, 4.2))
+    figure, axis = plt.subplots(figsize=(7.2, 5.2), layout="constrained")
     for i, (label, rows) in enumerate(groups.items()):
         curves = [pd.DataFrame(c) for c in settled(rows)["curve"]] if len(rows) else []
         if not curves:
@@ -252,8 +259,8 @@ def loss_against_steps(groups: dict[str, pd.DataFrame], *, guessing: float) -> p
         axis.fill_between(stats.index, stats["min"], stats["max"], color=line_colour(i), alpha=0.15, lw=0)
     axis.axhline(guessing, color="grey", lw=1, zorder=0, label="guessing")
     axis.set(xlabel="steps", ylabel="training loss", ylim=(-0.05, None))
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.tight_layout()
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return footed(figure, map(settled, groups.values()))
 
 
@@ -292,24 +299,39 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
 
     The table's columns: `val_error` (hollow squares) and `test_error` (filled circles), its index the choices, the same
     in each panel. Dashed: the `goal`; grey: `noise` to both sides of 0. What is NaN is left out; what lies beyond
-    2.5 goals is drawn there.
+    2.5 goals is an arrow there, with its number beside it.
     """
+    orange, blue = sns.color_palette("colorblind")[1], sns.color_palette("colorblind")[0]
+    looks = {
+        "val_error": {"label": "validation", "color": orange, "marker": "s", "mfc": "none", "ms": 7},
+        "test_error": {"label": "test", "color": blue, "marker": "o", "ms": 5},
+    }
     height = 1.3 + 0.27 * max(len(table) for table, _, _ in panels.values())
-    options = {"figsize": (4.4 * len(panels) + 1.6, height), "sharey": True, "squeeze": False, "layout": "constrained"}
+    options = {"figsize": (3.4 * len(panels) + 1.6, height), "sharey": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(1, len(panels), **options)
     for axis, (title, (table, goal, noise)) in zip(axes[0], panels.items(), strict=True):
-        y, (blue, orange) = range(len(table)), sns.color_palette("colorblind", 2)
         if math.isfinite(noise):
             axis.axvspan(-noise, noise, color="grey", alpha=0.2, lw=0, label="chance")
         axis.axvline(0, color="grey", lw=1)
         if math.isfinite(goal):
             axis.axvline(goal, color="black", ls="--", lw=1.2, label="the paper's number")
         edge = 2.5 * abs(goal) if math.isfinite(goal) else math.inf
-        validated, tested = (table[name].clip(-edge, edge) for name in ("val_error", "test_error"))
-        axis.plot(validated, y, color=orange, ls="none", marker="s", mfc="none", ms=7, label="validation")
-        axis.plot(tested, y, color=blue, ls="none", marker="o", ms=5, label="test")
+        numbers = table[[*looks]].astype(float)
+        for name, look in looks.items():
+            axis.plot(numbers[name].where(numbers[name].abs() <= edge), range(len(table)), ls="none", **look)
+        for y, line in enumerate(numbers.to_dict("records")):
+            for side, arrow in ((-1, "<"), (1, ">")):
+                for name in (far := [name for name, number in line.items() if side * number > edge]):
+                    look = looks[name] | {"marker": arrow, "ms": looks[name]["ms"] + 2, "label": "_"}
+                    axis.plot(side * edge, y, **look)
+                if far:  # beside the inner marker of the line, which may be an ordinary one
+                    inner = side * min(edge, *(side * number for number in line.values() if number == number))
+                    said = ", ".join(f"{looks[name]['label']} {digits(line[name])}" for name in far)
+                    words = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+                    words["bbox"] = {"color": "white", "pad": 1}  # else the grid would strike it through
+                    axis.annotate(said, (inner, y), (-9 * side, 0), ha="right" if side > 0 else "left", **words)
         axis.set(title=title, xlabel="error minus the default's (points)")
-        axis.set_yticks(y, table.index, fontsize=9.5)
+        axis.set_yticks(range(len(table)), table.index, fontsize=9.5)
         axis.grid(axis="y", lw=0.4)
     axes[0][0].set_ylim(len(table) - 0.5, -0.5)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -347,9 +369,42 @@ def errors_by_method(panels: dict[str, dict[str, pd.DataFrame]]) -> plt.Figure:
     return footed(figure, (rows for groups in panels.values() for rows in groups.values()))
 
 
-# Where the names of Table 1's methods do not collide: beside their markers, in points, and how they are aligned.
-NAME_AT = dict.fromkeys(("snip", "dns"), (-7, -3, "right")) | dict.fromkeys(("svd", "lwc"), (0, -15, "center"))
-NAME_AT |= {"lc": (7, -3, "left"), "l-obs": (7, 0, "left"), "sws": (7, -4, "left")}
+def _name_points(axis: plt.Axes, names: Sequence[str], points: np.ndarray) -> None:
+    """Write a name beside each point [n, 2] of an axis whose limits are set, where it hides the least of what is drawn.
+
+    Tried are the places around the point, near ones first. Hidden are lines, bars, markers and names written before;
+    a name that lies nearer to another point than to its own counts as well.
+    """
+    axis.figure.draw_without_rendering()  # lays it out: only now is it known where things are
+    pixel, spots = axis.figure.dpi / 72, axis.transData.transform(points)
+    paths = [axis.transData.transform(line.get_xydata()) for line in axis.lines if line.get_linestyle() != "None"]
+    paths += [axis.transData.transform(bar) for bars in axis.collections for bar in bars.get_segments()]
+    ends = np.concatenate([axis.transData.transform(line.get_xydata()) for line in axis.lines])
+    square = [(x, y) for x in (-4, 0, 4) for y in (-4, 0, 4)]  # a marker, in printer's points
+    drawn = [ends + np.multiply(corner, pixel) for corner in square]
+    drawn += [np.linspace(a, b, 2 + int(np.hypot(*(b - a)) / 3)) for path in paths for a, b in pairwise(path)]
+    drawn = np.concatenate(drawn)
+    drawn = drawn[((axis.bbox.min < drawn) & (drawn < axis.bbox.max)).all(1)]  # a bar to 0 is endless on a log axis
+    around = [np.array([x, y]) for y in (0, 0.5, -0.5, 1, -1) for x in (1, -1, 0, 0.5, -0.5) if 1 in (abs(x), abs(y))]
+    leader = {"arrowstyle": "-", "lw": 0.6, "color": "0.4", "shrinkA": 0, "shrinkB": 4}
+    for i, (name, point, spot) in enumerate(zip(names, points, spots, strict=True)):
+        words = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9, "arrowprops": leader}
+        text = axis.annotate(name, point, (0, 0), **words)
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])  # readable across a line
+        half = np.array(text.get_window_extent().size) / 2
+        best = math.inf
+        for away, place in product((6, 8, 11, 15, 20, 26), around):
+            offset = place * (half + pixel * away)
+            apart = np.hypot(*np.maximum(np.abs(spots - spot - offset) - half, 0).T) / pixel
+            inside = (np.abs(drawn - spot - offset) < half + pixel).all(1).sum()
+            nearer = (apart < 1.4 * apart[i]).sum()  # with the point itself, at every place alike
+            out = not all(axis.bbox.contains(*(spot + offset + corner)) for corner in (-half, half))
+            cost = inside + 2 * nearer + apart[i] / 6 + 99 * out
+            if cost < best:
+                best, at = cost, offset
+        text.set_position(at / pixel)
+        written = half * [(x, y) for x in np.linspace(-1, 1, 9) for y in (-1, 0, 1)]
+        drawn = np.concatenate([drawn, spot + at + written])
 
 
 def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.DataFrame]]) -> plt.Figure:
@@ -360,7 +415,7 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     Runs that diverged are left out and counted in the table.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(8.6, 5.0), squeeze=False, sharey=True, layout="constrained")
-    names = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense")
+    names, circles = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense"), {}
     looks = {
         name: (marker, line_colour(i)) for i, (name, marker) in enumerate(zip(names, MARKERS + "PX", strict=False))
     }
@@ -378,12 +433,8 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
                 axis.errorbar(left, stats["mean"], ends, marker=marker, color=colour, capsize=2, label=name)
         printed = paper[(paper["quantity"] == "test_error") & (paper["sparsity"] > 0)]
         left = 100 * (1 - printed["sparsity"])
-        axis.plot(left, printed["value"], "ko", ms=9, mfc="none", label="the paper's Table 1")
-        for line in printed.itertuples():
-            x, y, side = NAME_AT.get(line.method, (0, 8, "center"))
-            spot, words = (100 * (1 - line.sparsity), line.value), {"textcoords": "offset points", "fontsize": 9}
-            name = axis.annotate(line.method.upper(), spot, (x, y), ha=side, **words)
-            name.set_path_effects([withStroke(linewidth=1.5, foreground="white")])  # readable across a line
+        axis.plot(left, printed["value"], "ko", ms=8, mfc="none", label="the paper's Table 1")
+        circles[axis] = printed["method"].str.upper(), np.column_stack([left, printed["value"]])
         axis.set(title=title, xlabel="sparsity (% removed)", xscale="log", yscale="log")
     low, high = axes[0, 0].get_ylim()
     for axis in axes[0]:
@@ -394,6 +445,8 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     axes[0, 0].set_ylabel("test error (%)")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    for axis, named in circles.items():
+        _name_points(axis, *named)
     return footed(figure, (settled(rows) for groups, _ in panels.values() for rows in groups.values()))
 
 

@@ -1,9 +1,13 @@
 """What the book's figures and their tables take from rows, and that a figure can be drawn without any."""
 
+import math
+from itertools import combinations, pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from snip_lib import plots, runs, tables
 
@@ -61,6 +65,14 @@ def test_heatmaps_write_every_number_and_no_hole():
     assert not "".join(text.get_text() for text in none.texts) and "not run yet" in none.get_title()
 
 
+def test_heatmaps_stand_below_each_other_on_a_figure_that_a_page_need_not_shrink():
+    table = pd.DataFrame(np.zeros((2, 10)))
+    figure = plots.heatmaps({"one": table, "two": table, "three": table}, write="{:.2f}".format)
+    boxes = [axis.get_tightbbox() for axis in figure.axes]
+    assert all(above.y0 > below.y1 for above, below in pairwise(boxes))
+    assert figure.get_tightbbox().width * 110 < 720  # pixels, at the book's resolution
+
+
 def test_clouds_leave_out_pixels_without_a_row():
     figure = plots.pixel_clouds({"some": ([0, 4, np.nan], [1, 2, 3]), "none": ([np.nan], [np.nan])}, columns=2)
     points, mean = figure.axes[0].lines
@@ -78,6 +90,9 @@ def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
     assert axis.containers[0].lines[0].get_xydata().tolist() == [[1, 3]]
     assert axis.lines[-1].get_xydata().tolist() == [[2, 2.5]]
     assert [label.get_text() for label in axis.get_legend().get_texts()] == ["theirs", "ours, mean ± sd"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "10", "all"]
+    figure = plots.pictures_over_errors(pictures, {"1": errors}, {"theirs": {"10": 2.5}})
+    assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["1", "10"]  # "all" is of no group
 
 
 def test_a_single_point_is_seen_whole_and_a_group_without_rows_says_so():
@@ -123,11 +138,24 @@ def test_a_figure_says_how_long_its_runs_trained_and_how_many_there_are_at_a_poi
         assert figure.texts[0].get_text() == f"Ours: {said}."
 
 
-def test_what_a_figure_says_of_its_runs_its_legend_and_its_axes_do_not_lie_on_each_other(tmp_path):
+def searched():
+    """Return a figure of differences."""
     lines = pd.DataFrame({"val_error": [0.1], "test_error": [0.2]}, index=["a choice"])
     figure = plots.differences({"a": (lines, -1.0, 0.5)})
-    figure = plots.footed(figure, [pd.DataFrame({"sparsity": [0.9], "steps": [12_500]})] * 9)
-    overlaps = []
+    return plots.footed(figure, [pd.DataFrame({"sparsity": [0.9], "steps": [12_500]})] * 9)
+
+
+def losses():
+    """Return a figure of training losses."""
+    curve = [{"step": 10, "train_loss": 2.0}, {"step": 20, "train_loss": 1.0}]
+    rows = pd.DataFrame([{"sparsity": 0.9, "steps": 20, "diverged": False, "curve": curve}])
+    groups = {f"dense, random labels, constant {i}": rows for i in range(7)}
+    return plots.loss_against_steps(groups, guessing=math.log(10))
+
+
+@pytest.mark.parametrize("figure", [searched, losses])
+def test_what_a_figure_says_of_its_runs_its_legend_and_its_axes_do_not_lie_on_each_other(figure, tmp_path):
+    figure, overlaps = figure(), []
 
     def look(event):
         said, legend = (thing.get_window_extent(event.renderer) for thing in (figure.texts[0], figure.legends[0]))
@@ -137,6 +165,37 @@ def test_what_a_figure_says_of_its_runs_its_legend_and_its_axes_do_not_lie_on_ea
     figure.canvas.mpl_connect("draw_event", look)
     figure.savefig(tmp_path / "figure.png", bbox_inches="tight")  # as notebooks do
     assert overlaps and not any(overlaps)
+
+
+def test_a_difference_beyond_the_axis_is_an_arrow_at_its_edge_beside_its_number():
+    columns = ["val_error", "test_error"]
+    lines = pd.DataFrame([[1.0, 2.0], [3.0, 7.54], [2.4, 2.6], [np.nan, -4.0]], columns=columns)
+    axis = plots.differences({"a": (lines, -1.0, 0.5)}).axes[0]
+    points = [(line.get_marker(), x, y) for line in axis.lines for x, y in line.get_xydata() if x == x]
+    marked = [[(marker, x) for marker, x, at in points if marker in "so<>" and at == y] for y in range(4)]
+    assert marked == [
+        [("s", 1.0), ("o", 2.0)],
+        [(">", 2.5), (">", 2.5)],
+        [("s", 2.4), (">", 2.5)],
+        [("<", -2.5)],
+    ]
+    said = {text.xy: text.get_text() for text in axis.texts}
+    assert said == {(2.5, 1): "validation 3.00, test 7.54", (2.4, 2): "test 2.60", (-2.5, 3): "test -4.00"}
+
+
+def test_names_of_the_papers_points_lie_on_no_line_and_on_no_other_name():
+    columns = {"diverged": False, "steps": 9}
+    rows = pd.DataFrame([{"sparsity": s, "test_error": e} | columns for s, e in ((0.95, 2.0), (0.99, 1.0))])
+    points = [("snip", 0.95, 2.0), ("dns", 0.98, 1.4), ("l-obs", 0.98, 1.42), ("lc", 0.98, 1.4), ("svd", 0.99, 1.0)]
+    paper = pd.DataFrame(points, columns=["method", "sparsity", "value"]).assign(quantity="test_error")
+    axis = plots.methods_beside_paper({"a": ({"SNIP": rows}, paper)}).axes[0]
+    axis.figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(name) for name in axis.texts]  # without the line that leads to it
+    assert [name.get_text() for name in axis.texts] == ["SNIP", "DNS", "L-OBS", "LC", "SVD"]
+    assert not any(one.overlaps(two) for one, two in combinations(boxes, 2))
+    line = axis.transData.transform(axis.containers[0].lines[0].get_xydata())
+    assert not any(box.count_contains(np.linspace(*line, 999)) for box in boxes)
+    assert all(axis.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
 def test_lines_have_colours_of_their_own_that_stand_out_on_white():
