@@ -25,6 +25,7 @@ from .saliency import (
     prunable,
     shape_of,
     tensors_of,
+    why,
 )
 
 Places = tuple[Tensor, Tensor]  # rows or columns of a weight, and the unit that each of them belongs to
@@ -90,7 +91,7 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
         with torch.no_grad():
             twin(x)
     except Exception as error:
-        raise ValueError(f"The network refuses an example {shape_of(x)}: {error}") from error
+        raise ValueError(f"The network refuses an example {shape_of(x)}: {why(error, x)}") from error
     for hook in hooks:
         hook.remove()
     with torch.enable_grad():
