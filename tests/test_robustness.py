@@ -344,8 +344,8 @@ def test_every_run_counts_with_the_error_that_it_ended_with():
     cut = ours.assign(diverged=False, kept=[FULL | {"fc2.weight": 0}, FULL, FULL])
     assert by_sparsity({"SNIP": cut}, "effective_sparsity").loc["SNIP", "failed"] == "2"  # whatever its labels
     assert table.columns.tolist() == ["n", "failed", "98 %", "99.5 %"]
-    # 3.5 ± 12.706 (Student's t with one degree of freedom) * 0.7071 / sqrt(2)
-    assert table.loc["SNIP"].tolist() == ["1", "1", "3.50 [-2.85, 9.85]", "90.00"]
+    # 3.5 ± 12.706 (Student's t with one degree of freedom) * 0.7071 / sqrt(2), cut at 0
+    assert table.loc["SNIP"].tolist() == ["1", "1", "3.50 [0.00, 9.85]", "90.00"]
     assert table.loc["FORCE"].tolist() == ["not run yet", "", "", ""]
     assert table.loc["SNIP", "98 %"].keys == (("a", "b"),)
     assert by_sparsity({"SNIP": ours.iloc[:0]}).loc["SNIP"].tolist() == ["not run yet", ""]
@@ -409,8 +409,8 @@ def test_networks_that_only_guess_do_not_count_as_robust():
     mixed = pd.concat([ours.iloc[:1], ours.iloc[1:].assign(attack=[None, {"steps": 1}])])
     table = attack_table(groups | {"mixed": mixed, "older": mixed.iloc[1:]}, "l2")
     assert table.columns.tolist() == ["n", "right %", *(f"{eps:g}" for eps in robustness.RADII["l2"])]
-    # 85 ± 12.706 (Student's t with one degree of freedom) * 7.071 / sqrt(2)
-    assert table.loc["SNIP"].tolist()[:3] == ["2", "95.1", "85.00 [21.47, 148.53]"]  # 951 of 1000
+    # 85 ± 12.706 (Student's t with one degree of freedom) * 7.071 / sqrt(2), cut at 100
+    assert table.loc["SNIP"].tolist()[:3] == ["2", "95.1", "85.00 [21.47, 100.00]"]  # 951 of 1000
     assert table.loc["SNIP", "1"].keys == (("a", "b"),) and table.loc["alone", "1"] == "90.00"
     assert table.loc["mixed"].tolist()[:3] == ["1", "96.0", "90.00"]  # rows of another attack are of another table
     for name in ("random", "old", "older"):
