@@ -22,6 +22,7 @@ tree takes the address and the commit from the run itself, so a fork's pages poi
 import argparse
 import base64
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -165,6 +166,8 @@ def execute(chapter, live=False, **parameters):
     if unknown:
         names = ", ".join(sorted(unknown))
         raise Refusal(f"{chapter.stem} has no parameter {names}; nothing was run.")
+    # A message that arrives while the kernel stops is logged with a traceback; what fails in a chapter is raised.
+    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)
     try:
         return papermill.execute_notebook(
             str(chapter),
