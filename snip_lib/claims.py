@@ -714,16 +714,16 @@ def _trained(v: Verdict) -> str:
 
 def _beside_other_masks() -> str:
     """Return in a line how SNIP's errors stand to those of other masks of untrained networks, in `_ways`."""
-    parts = []
+    parts, lines = [], list(_ways(BEFORE))  # which reads every row
     for way, words in (("at random", "random masks"), ("SynFlow", "SynFlow's, which sees no example")):
-        gaps = [paired(rows["SNIP"], rows[way]) for _, rows in _ways(BEFORE)]
+        gaps = [paired(rows["SNIP"], rows[way]) for _, rows in lines]
         ends = [interval(gap)[1:] for gap in gaps if len(gap) > 1]
         below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
         told = {"lower": below, "higher": above, "not told apart": len(ends) - below - above}
         standing = ", ".join(f"{word} in {n}" for word, n in told.items() if n) + f" of {counted(len(ends), 'place')}"
         parts.append(f"than with {words}: {standing if ends else 'not run yet'}")
     return (
-        f"- *Is its error lower than with other masks that need no training?* By paired 95 % intervals, "
+        "- *Is its error lower than with other masks that need no training?* By paired 95 % intervals, "
         f"{'; '.join(parts)} (each LeNet at two sparsities, at a tenth of the training)."
     )
 
@@ -753,6 +753,7 @@ def ways_table() -> Table:
     return table(lines, "network")
 
 
+# Ways to prune that need no training first.
 BEFORE = {"SNIP": {}, "SynFlow": {"method": "synflow"}, "at random": {"method": "random"}}
 
 

@@ -95,7 +95,7 @@ def prunable(
     A tied parameter comes once, by the name it has in its first connection.
 
     Raises:
-        ValueError: there is no prunable parameter, a pattern matches none; a weight is computed from others, or lazy.
+        ValueError: there is no prunable parameter, a pattern matches none, or a weight is computed from others or lazy.
     """
     only, exclude = only if only is None else _names(only), _names(() if exclude is None else exclude)
     aliases: dict[int, list[str]] = {}

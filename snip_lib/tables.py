@@ -158,17 +158,14 @@ def spread(rows: pd.DataFrame, field: str = "test_error", after: float | None = 
     return cell(" ± ".join(shown[: len(values)] or shown[:1]), how, rows)
 
 
-LARGEST = {"test_error": 100, "train_loss": math.inf}  # what a column can be; the smallest is 0
-
-
 def estimate(values: pd.Series, how: str, *groups: pd.DataFrame, places: int = 2, sign: str = "+") -> Cell:
     """Return "mean [its 95 % interval]" of values, which come from the rows of `groups` as `how` says.
 
     The interval ends where the quantity does: no error is below 0 or above 100 %, whatever few seeds leave open.
     """
     field = how.split()[-1]
-    most = 100 if field.startswith("attacked") else LARGEST.get(field, math.inf)
-    if "changes" in how:
+    most = 100 if field == "test_error" or field.startswith("attacked") else math.inf
+    if "changes" in how:  # a difference of two differences
         most *= 2
     least = 0 if how == f"mean and interval {field}" else -most
     mean, *ends = interval(values)
