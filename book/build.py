@@ -166,7 +166,7 @@ def execute(chapter, live=False, **parameters):
     if unknown:
         names = ", ".join(sorted(unknown))
         raise Refusal(f"{chapter.stem} has no parameter {names}; nothing was run.")
-    # A message that arrives while the kernel stops is logged with a traceback; what fails in a chapter is raised.
+    # What a kernel and its client log while it stops is noise to the reader; what fails in a chapter is raised.
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)
     try:
         return papermill.execute_notebook(
@@ -178,7 +178,7 @@ def execute(chapter, live=False, **parameters):
             progress_bar=False,
             stdout_file=sys.stdout if live else None,
             stderr_file=sys.stderr if live else None,
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except papermill.PapermillExecutionError as error:
         told = error.ename in ("ValueError", "OSError", "RuntimeError", "MemoryError")  # the library's own sentences

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .inits import INITS
 from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, sweep
 from .tables import (
     Cell,
@@ -175,14 +176,20 @@ def claimed_runs(line: pd.Series, profile: str, find: Callable) -> Iterator[tupl
             base["lr"] = _rate(model, line["dataset"], profile, find)
         for sparsity in map(float, line["sparsities"].split()):
             words = [NAMES[model]] if " " in line["model"] else []
-            words += [f"{name}={value}" for name, value in ours.items() if name in varied and name not in theirs]
-            words += [f"{name}={ours.get(name)} against {value}" for name, value in theirs.items() if name in varied]
+            words += [_told(name, value) for name, value in ours.items() if name in varied and name not in theirs]
+            words += [_told(name, ours.get(name), value) for name, value in theirs.items() if name in varied]
             runs = [Run(**base, sparsity=sparsity)]
             if line["kind"] not in ALONE:
                 runs.append(Run(**{**base, "sparsity": sparsity if theirs else 0.0, **theirs}))
             if not own_length(line):
                 runs = at_profile(profile, runs)
             yield ", ".join([*words, f"at {100 * sparsity:g} %"]), runs[0], (*runs, None)[1]
+
+
+def _told(name: str, *values) -> str:
+    """Return a field of a run and its values in words: "init RN against VS-X", "weight decay 0.0005"."""
+    values = [str(v).upper().replace("_", "-") if v in INITS else str(v).replace("_", " ") for v in values]
+    return f"{name.replace('_', ' ')} {' against '.join(values)}"
 
 
 def _rate(model: str, dataset: str, profile: str, find: Callable) -> float:
@@ -426,6 +433,8 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     if profile == "smoke":
         return verdict("not tested (the smoke profile)")
     tests = tests_of(line, profile, find)
+    if line["decided"]:  # nothing more is run for it
+        return verdict(f"not tested ({line['decided']})", tests)
     too_few = [test for test in tests if test.n < (1 if line["kind"] in OF_SINGLE_SEEDS else 2)]
     barred = [test.barred for test in tests if test.barred]
     older = "; rows older than the criterion do not count" if any(test.older for test in tests) else ""

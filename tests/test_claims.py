@@ -221,6 +221,13 @@ def test_without_rows_nothing_is_claimed(world):
     assert world.judge(profile="smoke").verdict == "not tested (the smoke profile)"
 
 
+def test_a_claim_that_another_one_replaces_is_not_judged_though_it_has_rows(world):
+    world.criteria(DENSE, DENSE.replace("C1", "C9").rstrip("\n") + "replaced by C1\n")
+    world.errors({0.0: STEADY})
+    assert world.judge("C1").verdict == "reproduced"
+    assert world.judge("C9").verdict == "not tested (replaced by C1)" and not world.judge("C9").met
+
+
 def test_a_value_lies_within_the_margin_around_the_papers(world):
     world.criteria(DENSE)
     for shift, verdict in ((0.0, "reproduced"), (0.3, "reproduced"), (0.5, "not reproduced"), (-0.5, "not reproduced")):
@@ -593,13 +600,14 @@ def runs_of(line, profile="paper"):
 
 def test_models_alternatives_and_sparsities_are_tests_of_their_own(world):
     line = "C34,5,06,no_loss,lenet300 lenet5,mnist,0.5 0.9,lr=0.001 init=rn|tn init_sd=0.1,init=vs_x|vs_h,,0.3,5,X.,\n"
+    shown = {"rn": "RN", "tn": "TN", "vs_x": "VS-X", "vs_h": "VS-H"}
     found = runs_of(line)
     assert len(found) == len({words for words, *_ in found}) == 2 * 2 * 2 * 2
     expected = itertools.product(["lenet300", "lenet5"], ["rn", "tn"], ["vs_x", "vs_h"], [0.5, 0.9])
     for (words, ours, theirs), (model, init, other, sparsity) in zip(found, expected, strict=True):
         assert ours == Run(model, "mnist", sparsity=sparsity, lr=0.001, init=init, init_sd=0.1)
         assert theirs == dataclasses.replace(ours, init=other)
-        assert words == f"{claims.NAMES[model]}, init={init} against {other}, at {100 * sparsity:g} %"
+        assert words == f"{claims.NAMES[model]}, init {shown[init]} against {shown[other]}, at {100 * sparsity:g} %"
 
 
 def test_without_a_comparator_the_dense_network_of_the_same_run_is_it(world):
