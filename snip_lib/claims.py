@@ -130,7 +130,7 @@ def finder() -> Callable[[Iterable[Run]], pd.DataFrame]:
     rows = read_rows(results_folder()).values()
     known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in rows}
     columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]
-    columns += ["effective_sparsity", "live_weights", "mask_sha", "picture", "mean_image", "scoring_seconds", "seconds"]
+    columns += ["effective_sparsity", "live_weights", "mask_sha", "class_correlations", "scoring_seconds", "seconds"]
     return lambda runs: pd.DataFrame([known[r] for r in runs if r in known], columns=columns, dtype=object)
 
 
@@ -316,21 +316,20 @@ def other_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Tes
 
 
 def follows_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
-    """Over classes, the kept connections of a pixel go with the mean image of the class that was scored.
+    """Over seeds, the kept connections of a pixel go with the mean image of the class that was scored.
 
-    For each class: the correlation over pixels of the connections kept with its own mean image, minus the
-    mean of those with the other classes' images. A one-sided t test that the mean over classes is above the
-    margin; n counts classes.
+    For each class: the correlation over pixels of the connections kept with its own mean image, minus the mean
+    of those with the other classes' images. A seed has the mean of that over its classes; a one-sided t test
+    that the mean over seeds is above the margin.
     """
-    shown = ours.dropna(subset=["picture"])
-    pictures = pd.DataFrame({row.score_class: next(iter(row.picture.values())) for row in shown.itertuples()})
-    images = pd.DataFrame({row.score_class: row.mean_image for row in shown.itertuples()})
-    contrasts = []
-    for digit in pictures:
-        with_images = images.corrwith(pictures[digit])
-        contrasts.append(with_images[digit] - with_images.drop(digit).mean())
-    contrasts, margin = pd.Series(contrasts, dtype=float).dropna(), float(line["margin"])
-    said = estimate(contrasts, "class contrast of picture", shown)
+    shown = ours.dropna(subset=["class_correlations"])
+    shown = shown[shown.groupby("seed")["seed"].transform("size") == len(settings(line["fields"]))]  # all classes
+    found = pd.DataFrame(shown["class_correlations"].tolist(), index=shown.index, dtype=float)
+    found = found.fillna(0.0)  # undefined where each pixel keeps as many connections: no likeness
+    own = pd.Series([row[c] for row, c in zip(found.to_numpy(), shown["score_class"], strict=True)], shown.index)
+    contrasts = (own - (found.sum(axis=1) - own) / (found.shape[1] - 1)).groupby(shown["seed"]).mean()
+    margin = float(line["margin"])
+    said = estimate(contrasts, "contrast of class_correlations", shown)
     return Test(len(contrasts), p_above(contrasts, margin), interval(contrasts)[2] < margin, said)
 
 
@@ -383,7 +382,7 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "cost": (cost, "scoring takes at most {said} of a run", "below {percent:g} % in every run"),
     "same_mask": (same_mask, "the same mask for {said} seeds", "the same for every seed"),
     "other_mask": (other_mask, "at least {said} of what is kept changes layer", "above {percent:g} % for every seed"),
-    "follows_class": (follows_class, "own class minus others {said}, over the classes of one seed", "above {margin}"),
+    "follows_class": (follows_class, "own class minus others {said}, the mean over classes", "above {margin}"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
     "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),

@@ -116,7 +116,19 @@ def test_a_run_of_no_step_is_a_portrait_of_its_mask():
     assert np.abs(np.array(row["mean_image"]) - 255 * raw.mean(0).flatten().numpy()).max() <= 0.5 + 1e-4
     assert row["kept"] == train.train(SMALL)["kept"]
     other = train.train(dataclasses.replace(run, seed=1))
-    assert other["mask_sha"] != row["mask_sha"] and "picture" not in other
+    assert other["mask_sha"] != row["mask_sha"] and not {"picture", "class_correlations"} & other.keys()
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_mask_of_a_class_is_compared_with_the_mean_image_of_each_class(seed):
+    run = dataclasses.replace(SMALL, steps=0, score_class=4, seed=seed)
+    row, digits = train.train(run), data.load("digits", seed=seed)
+    counts = train.mask_for(run, train.initial_model(run, digits), digits)["fc1.weight"].sum(0)
+    raw = data.load("digits", seed=seed, pixels="raw")
+    for c, told in enumerate(row["class_correlations"]):
+        x, _ = data.same_class_batch(raw, c, run.score_examples or run.batch_size, seed)
+        assert told == pytest.approx(np.corrcoef(counts, x.mean(0).flatten())[0, 1], abs=1e-4)
+    assert len(row["class_correlations"]) == 10 and ("picture" in row) == (seed == 0)
 
 
 def test_gradients_of_a_portrait_are_those_of_the_scoring_batch():

@@ -56,11 +56,14 @@ def pairs(groups):
 
 
 def contrasts(rows):
-    """Return, by class, how much better its picture goes with its own mean image than with the others'."""
-    pictures = [list(row["picture"].values())[0] for row in rows]
-    with_images = np.corrcoef(pictures, [row["mean_image"] for row in rows])[: len(rows), len(rows) :]
-    others = (with_images.sum(1) - np.diag(with_images)) / (len(rows) - 1)
-    return np.diag(with_images) - others
+    """Return, by seed, how much better the picture of a class goes with its own mean image than with the others'."""
+    by_seed = {}
+    for row in rows:
+        rest = [r or 0.0 for r in row["class_correlations"]]
+        own = rest.pop(row["score_class"])
+        by_seed.setdefault(row["seed"], []).append(own - np.mean(rest))
+    assert len({len(found) for found in by_seed.values()}) == 1  # all classes
+    return [np.mean(found) for found in by_seed.values()]
 
 
 def likeness(rows, what):
@@ -274,7 +277,7 @@ def recomputed(how, groups, printed=()):
             return [(sum(a[field] == b[field] for a, b in pairs(groups)), 0), (len(pairs(groups)), 0)]
         case ["least", "percent", "moved", "kept"]:
             return [min(moved(a, b) for a, b in pairs(groups))]
-        case ["class", "contrast", "of", "picture"]:
+        case ["contrast", "of", "class_correlations"]:
             return mean_interval(contrasts(rows))
         case ["own" | "others", *_]:
             what, _, of = how.partition(" by ")
