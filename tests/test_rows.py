@@ -192,9 +192,11 @@ def stable_rate(groups):
 
 
 def fewest(groups):
-    """Return the smallest number of rows of one sparsity in any group."""
-    sizes = [sum(row["sparsity"] == s for row in rows) for rows in groups for s in {row["sparsity"] for row in rows}]
-    return min(sizes, default=0)
+    """Return the smallest number of seeds of one sparsity in any group."""
+    seeds = [
+        {row["seed"] for row in rows if row["sparsity"] == s} for rows in groups for s in {r["sparsity"] for r in rows}
+    ]
+    return min(map(len, seeds), default=0)
 
 
 def fingerprint(rows):
