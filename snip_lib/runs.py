@@ -175,6 +175,12 @@ class Run:
 
 
 DEFAULTS = {f.name: f.default for f in fields(Run)}
+LEFT_OUT = {  # of a file of rows, where it is so: a field of a run at its default, and what only training changes
+    **DEFAULTS,
+    **dict.fromkeys(("test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss"), None),
+    **{"diverged": False, "diverged_step": None, "steps_before_mask": 0, "replicas": 1, "dirty": False},
+    "curve": {"step": [], "train_loss": [], "val_error": [], "test_error": []},
+}
 
 
 def time_limit(budget_s: float) -> float:
@@ -249,7 +255,7 @@ def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
                 raise ValueError(f"{place} is damaged (its fields give the key {run.key}, not {key}).")
             if key in rows:
                 raise ValueError(f"{place} repeats the key {key} of {where[key]}: delete one of them.")
-            rows[key], where[key] = {"key": key, **vars(run), **row}, place
+            rows[key], where[key] = {"key": key, **LEFT_OUT, **vars(run), **row}, place
     return rows
 
 
@@ -277,8 +283,8 @@ def write_rows(new: Iterable[dict], path: Path) -> None:
             rows = _rows_in([path] if path.exists() else []) | {row["key"]: row for row in new}
             temporary = path.with_suffix(".tmp")
             with temporary.open("w") as file:
-                for key in sorted(rows):  # what is at its default is left out: it is half of a row
-                    chosen = {n: v for n, v in rows[key].items() if n not in DEFAULTS or DEFAULTS[n] != v}
+                for key in sorted(rows):  # without `LEFT_OUT`, which is half of a row
+                    chosen = {n: v for n, v in rows[key].items() if n not in LEFT_OUT or LEFT_OUT[n] != v}
                     file.write(json.dumps(chosen, separators=(",", ":")) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -26,7 +26,7 @@ from scipy import stats
 
 from snip_lib import tables
 from snip_lib.robustness import ATTACK, RADII
-from snip_lib.runs import DEFAULTS, Run, sweep
+from snip_lib.runs import LEFT_OUT, Run, sweep
 
 CHAPTER = "02_lenet_sweeps"
 MIME = "application/vnd.snip.cells+json"
@@ -572,7 +572,7 @@ def numbered(lines):
 def committed_rows(root):
     """Every committed row, by its key."""
     lines = [line for path in (root / "notebooks/results").glob("*.jsonl") for line in path.read_text().splitlines()]
-    return {row["key"]: {**DEFAULTS, **row} for row in map(json.loads, lines)}
+    return {row["key"]: {**LEFT_OUT, **row} for row in map(json.loads, lines)}
 
 
 @pytest.fixture(scope="module")
@@ -702,7 +702,7 @@ def rows_folder(root, tmp_path, monkeypatch):
 def used_rows(folder):
     """Return the rows of the chapter's file: its page uses them all."""
     lines = (folder / f"{CHAPTER}.jsonl").read_text().splitlines()
-    return [{**DEFAULTS, **json.loads(line)} for line in lines]
+    return [{**LEFT_OUT, **json.loads(line)} for line in lines]
 
 
 def rewrite(folder, rows):
