@@ -20,11 +20,11 @@ from .tables import (
     Table,
     both,
     cell,
+    cut_off,
     difference,
     digits,
     estimate,
     interval,
-    is_cut_off,
     paired,
     settled,
     spread,
@@ -360,10 +360,10 @@ def disconnects(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Te
 
     words, table_of_two = [], []
     for rows in (ours, theirs):
-        cut = int(is_cut_off(rows).sum())
+        cut = 0
         if len(rows):
-            ends = stats.binomtest(cut, len(rows)).proportion_ci(0.95)
-            words.append(f"{cut} of {len(rows)} [{digits(100 * ends.low, 1)}, {digits(100 * ends.high, 1)}] %")
+            cut, *ends = cut_off(rows)
+            words.append(f"{cut} of {len(rows)} [{', '.join(digits(end, 1) for end in ends)}] %")
         table_of_two.append([len(rows) - cut, cut])
     less, more = (stats.fisher_exact(table_of_two, alternative=side).pvalue for side in ("greater", "less"))
     never = len(theirs) > 0 and table_of_two[1][1] == 0

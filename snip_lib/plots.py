@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .claims import interval
-from .tables import cell, digits, settled
+from .tables import cell, cut_off, digits, settled
 
 MARKERS = "osD^v"
 
@@ -338,35 +338,45 @@ def differences(panels: dict[str, tuple[pd.DataFrame, float, float]]) -> plt.Fig
     return figure
 
 
-def errors_by_method(panels: dict[str, dict[str, pd.DataFrame]]) -> plt.Figure:
-    """Draw test error (log scale) against sparsity (evenly spaced), one panel a title and one marker shape a method.
+def errors_by_method(panels: dict[str, tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]]) -> plt.Figure:
+    """Draw errors and disconnection against sparsity (evenly spaced): title -> (method -> rows, method -> masks).
 
-    Large: mean over seeds, with a run that failed at the error that it ended with; small: single seeds. Dotted:
-    the error of guessing one of ten classes. A method without rows in any panel is "not run yet" in the legend.
+    Above: test error (log scale). Large: mean over seeds, with a run that failed at the error that it ended with;
+    small: single seeds; dotted: the error of guessing one of ten classes. Below: how many percent of the masks are
+    `tables.cut_off`, with the interval. A method without rows in any panel is "not run yet" in the legend.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.6), sharey=True, squeeze=False)
-    shapes, ran = "osD^vPX*", {label for groups in panels.values() for label, rows in groups.items() if len(rows)}
-    for axis, (title, groups) in zip(axes[0], panels.items(), strict=True):
-        places = {s: i for i, s in enumerate(sorted({s for rows in groups.values() for s in rows["sparsity"]}))}
-        for i, (label, rows) in enumerate(groups.items()):
-            aside = 0.09 * (i - (len(groups) - 1) / 2)
-            means = rows.groupby("sparsity")["test_error"].mean().astype(float)
-            look = {"color": line_colour(i), "marker": shapes[i]}
-            label = label if label in ran else f"{label}: not run yet"
-            axis.plot(
-                [places[s] + aside for s in means.index], means, ls=LINES[i % 5], lw=1.2, ms=7, label=label, **look
-            )
-            axis.plot([places[s] + aside for s in rows["sparsity"]], rows["test_error"], ls="none", ms=2.5, **look)
-        axis.axhline(90, color="grey", ls=":", lw=1)
-        axis.set_xticks(list(places.values()), [f"{100 * s:g}" for s in places])
-        axis.set(title=title if places else f"{title}: not run yet", xlabel="sparsity (% removed)", yscale="log")
-        axis.set_xlim(-0.5, max(len(places), 1) - 0.5)
-        axis.yaxis.set_major_formatter("{x:g}")
+    names = list(dict.fromkeys(name for both in panels.values() for groups in both for name in groups))
+    ran = {name for both in panels.values() for groups in both for name, rows in groups.items() if len(rows)}
+    looks = {}
+    for i, (name, shape) in enumerate(zip(names, "osD^vPX*", strict=False)):
+        label = name if name in ran else f"{name}: not run yet"
+        looks[name] = {"color": line_colour(i), "marker": shape, "ms": 7, "ls": LINES[i % 5], "lw": 1.2, "label": label}
+    options = {"squeeze": False, "sharey": "row", "height_ratios": (3, 2), "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(panels), figsize=(5.4 * len(panels), 7.6), **options)
+    for above, below, (title, (errors, masks)) in zip(*axes, panels.items(), strict=True):
+        above.set(title=title if any(map(len, errors.values())) else f"{title}: not run yet", yscale="log")
+        above.axhline(90, color="grey", ls=":", lw=1)
+        above.yaxis.set_major_formatter("{x:g}")
+        for axis, groups in ((above, errors), (below, masks)):
+            places = {s: i for i, s in enumerate(sorted({s for rows in groups.values() for s in rows["sparsity"]}))}
+            for i, (name, rows) in enumerate(groups.items()):
+                aside, look, by_sparsity = 0.09 * (i - (len(groups) - 1) / 2), looks[name], rows.groupby("sparsity")
+                x = [places[s] + aside for s in by_sparsity.groups]
+                if axis is above:
+                    axis.plot(x, by_sparsity["test_error"].mean().astype(float), **look)
+                    x = [places[s] + aside for s in rows["sparsity"]]
+                    axis.plot(x, rows["test_error"], **look | {"ls": "none", "ms": 2.5})
+                elif x:
+                    found = [(len(group), *cut_off(group)) for _, group in by_sparsity]
+                    share, low, high = np.array([(100 * n / of, *ends) for of, n, *ends in found]).T
+                    axis.errorbar(x, share, (share - low, high - share), capsize=2, **look)
+            axis.set_xticks(list(places.values()), [f"{100 * s:g}" for s in places])
+            axis.set(xlabel="sparsity (% removed)", xlim=(-0.5, max(len(places), 1) - 0.5))
     axes[0][0].set_ylabel("test error (%)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
-    return footed(figure, (rows for groups in panels.values() for rows in groups.values()))
+    axes[1][0].set_ylabel("masks disconnected (%)")
+    handles = [plt.Line2D([], [], **look) for look in looks.values()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return footed(figure, (rows for errors, _ in panels.values() for rows in errors.values()))
 
 
 def _name_points(axis: plt.Axes, names: Sequence[str], points: np.ndarray) -> None:

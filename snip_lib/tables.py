@@ -457,19 +457,25 @@ def is_cut_off(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(empty, index=rows.index, dtype=bool) | dead
 
 
-def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
-    """Return how many networks `is_cut_off`, by group and sparsity, with exact 95 % binomial intervals in percent."""
+def cut_off(rows: pd.DataFrame) -> tuple[int, float, float]:
+    """Return how many of the `rows`, one or more, are of networks cut off, and the exact 95 % interval in percent."""
     from scipy import stats
 
+    n = int(is_cut_off(rows).sum())
+    ends = stats.binomtest(n, len(rows)).proportion_ci(0.95)
+    return n, 100 * ends.low, 100 * ends.high
+
+
+def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
+    """Return how many networks are `cut_off`, by group and sparsity, with the interval."""
     lines = []
     for name, rows in groups.items():
         line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
         for sparsity in _sparsities(groups):
             group, text = rows[rows["sparsity"] == sparsity], ""
             if len(group):
-                cut = int(is_cut_off(group).sum())
-                ends = stats.binomtest(cut, len(group)).proportion_ci(0.95)
-                text = f"{cut} of {len(group)} [{', '.join(digits(100 * end, 1) for end in ends)}]"
+                n, *ends = cut_off(group)
+                text = f"{n} of {len(group)} [{', '.join(digits(end, 1) for end in ends)}]"
             line[f"{100 * sparsity:g} %"] = cell(text, "disconnected", group) if text else ""
         lines.append(line)
     return table(lines, "method")

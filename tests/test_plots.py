@@ -120,7 +120,7 @@ def test_a_sparsity_that_is_not_run_has_a_place_and_no_line_across_it():
 def test_a_method_without_rows_in_any_panel_is_named_in_the_legend():
     rows = pd.DataFrame([{"sparsity": 0.9, "test_error": 2.0, "steps": 9}])
     none = runs.rows_of([])
-    panels = {"one": {"a": rows, "b": none, "c": none}, "two": {"a": none, "b": rows, "c": none}}
+    panels = {"one": ({"a": rows, "b": none}, {"c": none}), "two": ({"a": none, "b": rows}, {"c": none})}
     figure = plots.errors_by_method(panels)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c: not run yet"]
 

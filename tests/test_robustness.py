@@ -424,11 +424,16 @@ def test_the_figure_shows_the_mean_over_every_run_and_each_of_them():
         ("c", 0, 0.995, 10.0, False, 0.98, FULL),
         ("d", 1, 0.995, 90.0, True, 1.0, FULL),
     )
-    figure = plots.errors_by_method({"some": {"SNIP": ours, "FORCE": ours.iloc[:0]}, "none": {"SNIP": ours.iloc[:0]}})
-    some, none = figure.axes
-    means, seeds, *empty, guess = some.lines
+    masks, none = rows(*[(f"m{i}", i, 0.999, 0, False, float(i < 3), FULL) for i in range(4)]), ours.iloc[:0]
+    panels = {"some": ({"SNIP": ours, "FORCE": none}, {"SNIP": masks, "FORCE": none}), "none": ({"SNIP": none}, {})}
+    figure = plots.errors_by_method(panels)
+    some, empty, cut, no_cut = figure.axes
+    guess, means, seeds, *others = some.lines
     assert means.get_ydata().tolist() == [4, 50] and seeds.get_ydata().tolist() == [3, 5, 10, 90]
-    assert not any(len(line.get_ydata()) for line in empty) and guess.get_ydata() == [90, 90]
+    assert not any(len(line.get_ydata()) for line in others) and guess.get_ydata() == [90, 90]
     assert [label.get_text() for label in some.get_xticklabels()] == ["98", "99.5"]
-    assert none.get_title() == "none: not run yet"
+    assert empty.get_title() == "none: not run yet"
+    ((share, _, (bar,)),) = cut.containers
+    assert share.get_ydata() == [75] and not no_cut.containers
+    assert bar.get_segments()[0][:, 1] == pytest.approx([19.41, 99.37], abs=0.01)  # Clopper and Pearson, 3 of 4
     plt.close("all")
