@@ -674,25 +674,25 @@ def answer_markdown(judged: list[Verdict]) -> str:
         first = f"One shot before any training costs no more than the margin of {margin} points for {where}."
 
     printed = lines[(lines["kind"] == "value") & (lines["sparsities"] != "0")]
-    far = [(line, v.tests[0]) for line, v in done if line.name in printed.index]
+    far = [(line, v) for line, v in done if line.name in printed.index]
     second = "Of the errors that the paper prints for the pruned LeNets, none is tested yet."
     if far:
-        line, test = max(far, key=lambda pair: abs(float(pair[1].said.split()[0]) - float(pair[0]["paper"])))
-        met = sum(t.met for _, t in far)
+        line, v = max(far, key=lambda pair: abs(float(pair[1].tests[0].said.split()[0]) - float(pair[0]["paper"])))
+        met, test = sum(v.met for _, v in far), v.tests[0]
         reached = {0: "none is", 1: "one is"}.get(met, f"{met} are")
         left = len(printed) - len(far)
         reached += f" reached within the margin{f', {left} not decided' if left else ''}"
         second = (
             f"Of the {len(printed)} errors that the paper prints for the pruned LeNets, {reached}; "
             f"the farthest is {NAMES[line['model']]} {test.where} sparsity, with "
-            f"{test.said.split()[0]} % where the paper has {line['paper']} %."
+            f"{test.said.split()[0]} % where the paper has {line['paper']} %{_trained(v)}."
         )
     of_short = sum(v.profile == "short" for v in judged if not v.verdict.startswith("not tested"))
     third = f"Of the {len(done)} verdicts there are, {of_short} rest on a tenth of the paper's length of training."
 
     asked = [
         ("03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
-        ("04_modern_architectures", "no_loss", "Do modern networks lose no more than the margin allows?"),
+        ("04_modern_architectures", "no_loss", "Do modern networks lose no more than {margin} points?"),
         ("09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
     ]
     questions = []
@@ -711,7 +711,8 @@ def answer_markdown(judged: list[Verdict]) -> str:
             for (how, trained), who in by_standing.items()
         ]
         answer = ("; ".join(parts) or "not asked yet") + (lengths.pop() if len(lengths) == 1 else "")
-        questions.append(f"- *{question}* {answer[0].upper()}{answer[1:]}.")
+        asking = question.format(margin=" or ".join(dict.fromkeys(found["margin"])))
+        questions.append(f"- *{asking}* {answer[0].upper()}{answer[1:]}.")
     return "\n".join([" ".join([first, second, third]), "", *questions, _beside_other_masks()])
 
 
@@ -738,10 +739,11 @@ def _beside_other_masks() -> str:
 
 def _standing(v: Verdict) -> str:
     """Return what a verdict answers to the question whether its claim holds, in a word or a few."""
-    met, n = sum(test.met for test in v.tests), len(v.tests)
+    met, n = [test.where for test in v.tests if test.met], len(v.tests)
     if v.verdict.startswith("not tested"):
         return "undecided" if any(test.n for test in v.tests) else "not run yet"
-    return "yes" if met == n else "no" if v.verdict == "not reproduced" else f"in {met} of {n} tests"
+    part = f"in {len(met)} of {n} tests ({', '.join(met)})"
+    return "yes" if len(met) == n else "no" if v.verdict == "not reproduced" else part
 
 
 def ways_table() -> Table:
@@ -804,7 +806,9 @@ def summary_markdown() -> str:
 def headline_markdown() -> str:
     """Return the answer and the verdicts in a few lines, for the README."""
     judged = verdicts()
-    found = [answer_markdown(judged), "", f"Of the {len(judged)} claims:", ""]
+    replaced = sum("replaced" in v.verdict for v in judged)
+    of_all = f"Of the {len(judged)} claims{f', {replaced} of them replaced by others' if replaced else ''}:"
+    found = [answer_markdown(judged), "", of_all, ""]
     for word in WORDS:
         claims = [v.claim for v in judged if v.verdict.startswith(word)]
         named = f": {', '.join(claims)}" if claims and word != "not tested" else ""

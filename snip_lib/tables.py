@@ -211,6 +211,13 @@ def agreement(ours: pd.DataFrame, theirs: pd.DataFrame, field: str) -> Cell | st
     return cell(f"{same.sum()} of {len(same)}", f"equal {field}", ours, theirs) if len(same) else "not run yet"
 
 
+def lower(ours: pd.DataFrame, theirs: pd.DataFrame) -> Cell | str:
+    """Return for how many of the seeds that both have our test error is lower; "" of none, and of the same rows."""
+    gaps = paired(ours, theirs)
+    same = set(ours["key"]) == set(theirs["key"])
+    return "" if same or not len(gaps) else cell(f"{(gaps < 0).sum()} of {len(gaps)}", "lower test_error", ours, theirs)
+
+
 def scoring_in_steps(rows: pd.DataFrame) -> Cell | str:
     """Return how many training steps of the same run one scoring takes, the median; "not run yet" of no row."""
     if not len(rows):

@@ -277,6 +277,8 @@ def recomputed(how, groups, printed=()):
             return [(100 * max(row[part] / row[whole] for row in rows), 3)]
         case ["equal", _]:
             return [(sum(a[field] == b[field] for a, b in pairs(groups)), 0), (len(pairs(groups)), 0)]
+        case ["lower", _]:
+            return [(sum(a[field] < b[field] for a, b in pairs(groups)), 0), (len(pairs(groups)), 0)]
         case ["least", "percent", "moved", "kept"]:
             return [min(moved(a, b) for a, b in pairs(groups))]
         case ["contrast", "of", "class_correlations"]:
