@@ -329,7 +329,9 @@ def follows_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
     own = pd.Series([row[c] for row, c in zip(found.to_numpy(), shown["score_class"], strict=True)], shown.index)
     contrasts = (own - (found.sum(axis=1) - own) / (found.shape[1] - 1)).groupby(shown["seed"]).mean()
     margin = float(line["margin"])
-    said = estimate(contrasts, "contrast of class_correlations", shown)
+    best = int((found.ge(own, axis=0).sum(axis=1) == 1).sum())  # none is as high but itself
+    said = f"{estimate(contrasts, 'contrast of class_correlations')} (own class best in {best} of {len(own)} masks)"
+    said = cell(said, "contrast of class_correlations, own best class_correlations", shown)
     return Test(len(contrasts), p_above(contrasts, margin), interval(contrasts)[2] < margin, said)
 
 
@@ -382,7 +384,7 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "cost": (cost, "scoring takes at most {said} of a run", "below {percent:g} % in every run"),
     "same_mask": (same_mask, "the same mask for {said} seeds", "the same for every seed"),
     "other_mask": (other_mask, "at least {said} of what is kept changes layer", "above {percent:g} % for every seed"),
-    "follows_class": (follows_class, "own class minus others {said}, the mean over classes", "above {margin}"),
+    "follows_class": (follows_class, "own class minus others, mean over classes, {said}", "above {margin}"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
     "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),
@@ -672,6 +674,9 @@ def answer_markdown(judged: list[Verdict]) -> str:
         margin = " or ".join(dict.fromkeys(margins))
         where = "; ".join(", ".join(found) + trained for trained, found in free.items())
         first = f"One shot before any training costs no more than the margin of {margin} points for {where}."
+    costly = [name.replace(", ", " at ") for name, rows in _ways(BEFORE | {"dense": {"sparsity": 0.0}}) if _costs(rows)]
+    if costly:
+        first += f" It is shown to cost more for {', '.join(costly)}; at a tenth of the training."
 
     printed = lines[(lines["kind"] == "value") & (lines["sparsities"] != "0")]
     far = [(line, v) for line, v in done if line.name in printed.index]
@@ -688,7 +693,11 @@ def answer_markdown(judged: list[Verdict]) -> str:
             f"{test.said.split()[0]} % where the paper has {line['paper']} %{_trained(v)}."
         )
     of_short = sum(v.profile == "short" for v in judged if not v.verdict.startswith("not tested"))
-    third = f"Of the {len(done)} verdicts there are, {of_short} rest on a tenth of the paper's length of training."
+    third = f"Of the {len(done)} verdicts there are, {of_short} rest on a tenth of the paper's length of training"
+    whole = [line for line, v in done if v.verdict == "reproduced"]
+    of_masks = sum(all(fields.get("steps") == 0 for fields in settings(line["fields"])) for line in whole)
+    if whole:
+        third += f"; of the {len(whole)} *reproduced*, {of_masks} are about masks alone, without any training"
 
     asked = [
         ("03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
@@ -713,7 +722,15 @@ def answer_markdown(judged: list[Verdict]) -> str:
         answer = ("; ".join(parts) or "not asked yet") + (lengths.pop() if len(lengths) == 1 else "")
         asking = question.format(margin=" or ".join(dict.fromkeys(found["margin"])))
         questions.append(f"- *{asking}* {answer[0].upper()}{answer[1:]}.")
-    return "\n".join([" ".join([first, second, third]), "", *questions, _beside_other_masks()])
+    return "\n".join([f"{first} {second} {third}.", "", *questions, _beside_other_masks()])
+
+
+def _costs(rows: dict[str, pd.DataFrame]) -> bool:
+    """Return whether SNIP's error is shown to lie above the dense network's by more than the LeNets' margin."""
+    lines = criteria()
+    margin = lines[(lines["kind"] == "no_loss") & lines["model"].isin(["lenet300", "lenet5"])]["margin"].astype(float)
+    gaps = paired(rows["SNIP"], rows["dense"])
+    return len(gaps) > 1 and interval(gaps)[1] > margin.max()
 
 
 def _trained(v: Verdict) -> str:
@@ -723,8 +740,10 @@ def _trained(v: Verdict) -> str:
 
 def _beside_other_masks() -> str:
     """Return in a line how SNIP's errors stand to those of other masks of untrained networks, in `_ways`."""
-    parts, lines = [], list(_ways(BEFORE))  # which reads every row
-    for way, words in (("at random", "random masks"), ("SynFlow", "SynFlow's, which sees no example")):
+    others = {"magnitude": {"method": "magnitude"}, "GraSP": {"method": "grasp"}}
+    parts, lines = [], list(_ways(BEFORE | others))  # which reads every row
+    asked = {"at random": "random masks", "magnitude": "those of the largest weights", "GraSP": "GraSP's"}
+    for way, words in (asked | {"SynFlow": "SynFlow's, which sees no example"}).items():
         gaps = [paired(rows["SNIP"], rows[way]) for _, rows in lines]
         ends = [interval(gap)[1:] for gap in gaps if len(gap) > 1]
         below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)

@@ -206,9 +206,9 @@ def pictures_over_errors(
 ) -> plt.Figure:
     """Draw a row of flat square pictures and below each the test error of its group of rows, as Figure 3 does.
 
-    Filled: mean and sample sd over the seeds that did not diverge. Hollow: the numbers of others
-    (label -> group -> percent). Groups come in the order of `pictures`; one without rows stays empty, and
-    a picture that is of no group has no mark on the axis below it.
+    Errors are on a logarithmic axis. Large: the median over the seeds that did not diverge; small: each of them.
+    Hollow: the numbers of others (label -> group -> percent). Groups come in the order of `pictures`; one without
+    rows stays empty, and a picture that is of no group has no mark on the axis below it.
     """
     n = len(pictures)
     figure = plt.figure(figsize=(1.35 * n, 4.4))
@@ -218,23 +218,25 @@ def pictures_over_errors(
         _picture(axis, picture, np.nan_to_num(picture).max(initial=0))
         axis.set_title(title, fontsize=10)
     axis, names = figure.add_subplot(grid[1, :]), list(pictures)
-    stats = []
-    for name, rows in errors.items():
-        found = settled(rows)["test_error"]
-        stats += [(names.index(name), found.mean(), found.std())] if len(found) else []
-    if stats:
-        x, mean, sd = zip(*stats, strict=True)
-        axis.errorbar(x, mean, sd, marker=MARKERS[0], ls="none", capsize=4, label="ours, mean ± sd")
+    found = {names.index(name): settled(rows)["test_error"].astype(float) for name, rows in errors.items()}
+    look = {"marker": MARKERS[0], "color": line_colour(0), "ls": "none"}
+    medians = {i: errors.median() for i, errors in found.items() if len(errors)}
+    if medians:
+        axis.plot(*zip(*medians.items(), strict=True), ms=8, label="ours, median", **look)
+        single = [(i + 0.18, error) for i, errors in found.items() for error in errors]
+        axis.plot(*zip(*single, strict=True), ms=3, alpha=0.6, label="ours, single seeds", **look)
     for marker, (label, numbers) in zip(MARKERS[1:], others.items(), strict=False):
         points = [(names.index(name), value) for name, value in numbers.items()]
         axis.plot(*zip(*points, strict=True), "k", marker=marker, mfc="none", ms=9, ls="none", label=label)
-    axis.margins(y=0.2)
+    axis.margins(y=0.1)
     groups = [i for i, name in enumerate(names) if any(name in those for those in (errors, *others.values()))]
     axis.set_xticks(groups, [names[i] for i in groups])
     axis.spines.bottom.set_bounds(-0.5, max(groups, default=n - 1) + 0.5)
-    axis.set(xlim=(-0.5, n - 0.5), ylim=(0, None), ylabel="test error (%)")
+    axis.set(xlim=(-0.5, n - 0.5), yscale="log", ylabel="test error (%)")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in "235" else "")
     axis.set_xlabel("examples in the batch that scores")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="upper right")
     return footed(figure, map(settled, errors.values()))
 
 

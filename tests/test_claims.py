@@ -896,7 +896,7 @@ def test_the_answer_tells_what_rests_on_a_tenth_of_the_training(world):
 
 
 def test_the_answer_counts_where_other_masks_do_worse(world):
-    assert "random masks: not run yet; than with SynFlow's, which sees no example: not run yet" in _beside()
+    assert "than with random masks: not run yet; than with those of the largest weights: not run yet" in _beside()
     for sparsity, random in ((0.95, plus(STEADY, 2.0)), (0.98, [e + (-1) ** i for i, e in enumerate(STEADY)])):
         run = Run("lenet300", "mnist", sparsity=sparsity)
         world.add(run, test_error=STEADY, profile="short")
@@ -904,6 +904,26 @@ def test_the_answer_counts_where_other_masks_do_worse(world):
     world.add(dataclasses.replace(run, method="synflow"), test_error=plus(STEADY, -0.5), profile="short")
     assert "random masks: lower in 1, not told apart in 1 of 2 places" in _beside()
     assert "SynFlow's, which sees no example: higher in 1 of 1 place" in _beside()
+
+
+def test_the_answer_says_where_pruning_is_shown_to_cost_more_than_the_margin(world):
+    world.criteria(NO_LOSS)
+    assert "shown to cost" not in claims.answer_markdown([])
+    for sparsity, gap in {0.0: 0, 0.95: 0.2, 0.98: 2.0}.items():
+        errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
+        world.add(Run("lenet300", "mnist", sparsity=sparsity), profile="short", test_error=errors)
+    answer = claims.answer_markdown([])
+    assert "It is shown to cost more for LeNet-300-100 at 98 %; at a tenth of the training." in answer
+
+
+def test_the_answer_tells_what_is_about_masks_alone(world):
+    same = "X1,4,03,same_mask,lenet300,mnist,0.95,steps=0,rescale=8.0,,,5,The same mask.,\n"
+    world.criteria(DENSE, same)
+    world.errors({0.0: STEADY})
+    for run in (SCORED, RESCALED):
+        world.add(run, mask_sha=list("abcdef"))
+    answer = claims.answer_markdown(claims.verdicts())
+    assert "of the 2 *reproduced*, 1 are about masks alone, without any training." in answer
 
 
 def _beside():

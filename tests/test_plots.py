@@ -87,9 +87,11 @@ def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
     pictures = {"1": [np.nan] * 4, "10": SCORED["mean_image"], "all": SCORED["mean_image"]}
     figure = plots.pictures_over_errors(pictures, {"1": runs.rows_of([]), "10": errors}, {"theirs": {"all": 2.5}})
     axis = figure.axes[-1]
-    assert axis.containers[0].lines[0].get_xydata().tolist() == [[1, 3]]
-    assert axis.lines[-1].get_xydata().tolist() == [[2, 2.5]]
-    assert [label.get_text() for label in axis.get_legend().get_texts()] == ["theirs", "ours, mean ± sd"]
+    median, seeds, theirs = axis.lines
+    assert median.get_xydata().tolist() == [[1, 3]] and seeds.get_ydata().tolist() == [2, 4]
+    assert theirs.get_xydata().tolist() == [[2, 2.5]]
+    labels = [label.get_text() for label in axis.get_legend().get_texts()]
+    assert labels == ["ours, median", "ours, single seeds", "theirs"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "10", "all"]
     figure = plots.pictures_over_errors(pictures, {"1": errors}, {"theirs": {"10": 2.5}})
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["1", "10"]  # "all" is of no group

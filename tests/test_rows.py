@@ -283,6 +283,10 @@ def recomputed(how, groups, printed=()):
             return [min(moved(a, b) for a, b in pairs(groups))]
         case ["contrast", "of", "class_correlations"]:
             return mean_interval(contrasts(rows))
+        case ["own", "best", "class_correlations"]:
+            looks = [[r or 0.0 for r in row["class_correlations"]] for row in rows]
+            owns = [look.pop(row["score_class"]) for look, row in zip(looks, rows, strict=True)]
+            return [(sum(own > max(rest) for own, rest in zip(owns, looks, strict=True)), 0), (len(rows), 0)]
         case ["own" | "others", *_]:
             what, _, of = how.partition(" by ")
             return diagonal(what, likeness(rows, of))
