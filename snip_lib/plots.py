@@ -206,9 +206,9 @@ def pictures_over_errors(
 ) -> plt.Figure:
     """Draw a row of flat square pictures and below each the test error of its group of rows, as Figure 3 does.
 
-    Errors are on a logarithmic axis. Large: the median over the seeds that did not diverge; small: each of them.
-    Hollow: the numbers of others (label -> group -> percent). Groups come in the order of `pictures`; one without
-    rows stays empty, and a picture that is of no group has no mark on the axis below it.
+    Large: the median over the seeds that did not diverge; small: each of them, beyond 1.6 times the highest of the
+    larger marks as an arrow with its number. Hollow: the numbers of others (label -> group -> percent). Groups come in
+    the order of `pictures`; one without rows stays empty, and a picture that is of no group has no mark below it.
     """
     n = len(pictures)
     figure = plt.figure(figsize=(1.35 * n, 4.4))
@@ -221,22 +221,27 @@ def pictures_over_errors(
     found = {names.index(name): settled(rows)["test_error"].astype(float) for name, rows in errors.items()}
     look = {"marker": MARKERS[0], "color": line_colour(0), "ls": "none"}
     medians = {i: errors.median() for i, errors in found.items() if len(errors)}
+    large = [*medians.values(), *(value for numbers in others.values() for value in numbers.values())]
+    top = 1.6 * max(large, default=1.0)
     if medians:
         axis.plot(*zip(*medians.items(), strict=True), ms=8, label="ours, median", **look)
         single = [(i + 0.18, error) for i, errors in found.items() for error in errors]
-        axis.plot(*zip(*single, strict=True), ms=3, alpha=0.6, label="ours, single seeds", **look)
+        inside = [(x, error) for x, error in single if error <= top]
+        axis.plot(*zip(*inside, strict=True), ms=3, alpha=0.6, label="ours, single seeds", **look)
+        for x, error in single:
+            if error > top:
+                axis.plot(x, 0.96 * top, **look | {"marker": "^", "ms": 6})
+                words = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+                axis.annotate(digits(error), (x, 0.96 * top), (7, 0), **words)
     for marker, (label, numbers) in zip(MARKERS[1:], others.items(), strict=False):
         points = [(names.index(name), value) for name, value in numbers.items()]
         axis.plot(*zip(*points, strict=True), "k", marker=marker, mfc="none", ms=9, ls="none", label=label)
-    axis.margins(y=0.1)
     groups = [i for i, name in enumerate(names) if any(name in those for those in (errors, *others.values()))]
     axis.set_xticks(groups, [names[i] for i in groups])
     axis.spines.bottom.set_bounds(-0.5, max(groups, default=n - 1) + 0.5)
-    axis.set(xlim=(-0.5, n - 0.5), yscale="log", ylabel="test error (%)")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in "235" else "")
+    axis.set(xlim=(-0.5, n - 0.5), ylim=(0, top), ylabel="test error (%)")
     axis.set_xlabel("examples in the batch that scores")
-    axis.legend(frameon=False, loc="upper right")
+    axis.legend(frameon=False, loc="lower right", ncols=3)
     return footed(figure, map(settled, errors.values()))
 
 

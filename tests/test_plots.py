@@ -88,12 +88,17 @@ def test_errors_stand_below_their_picture_without_the_runs_that_diverged():
     figure = plots.pictures_over_errors(pictures, {"1": runs.rows_of([]), "10": errors}, {"theirs": {"all": 2.5}})
     axis = figure.axes[-1]
     median, seeds, theirs = axis.lines
-    assert median.get_xydata().tolist() == [[1, 3]] and seeds.get_ydata().tolist() == [2, 4]
+    assert median.get_xydata().tolist() == [[1, 3]] and seeds.get_ydata().tolist() == [2, 4] and not axis.texts
     assert theirs.get_xydata().tolist() == [[2, 2.5]]
     labels = [label.get_text() for label in axis.get_legend().get_texts()]
     assert labels == ["ours, median", "ours, single seeds", "theirs"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "10", "all"]
-    figure = plots.pictures_over_errors(pictures, {"1": errors}, {"theirs": {"10": 2.5}})
+    errors["test_error"] = [2.0, 30.84, 90.0]
+    figure = plots.pictures_over_errors(
+        pictures, {"1": pd.concat([errors[:1]] * 2 + [errors])}, {"theirs": {"10": 2.5}}
+    )
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["30.84"]
+    assert figure.axes[-1].get_ylim() == (0, 4)
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["1", "10"]  # "all" is of no group
 
 
