@@ -248,7 +248,8 @@ def test_side_by_side_seconds_are_a_share_of_those_of_the_group(tiny):
     whole = time.perf_counter()
     rows = replicas.train_replicas(sweep(dataclasses.replace(tiny, model="lenet300"), seed=range(3)))
     whole = time.perf_counter() - whole
-    assert len({row["seconds"] for row in rows}) == 1 and 0 < 3 * rows[0]["seconds"] <= whole * 1.01
+    seconds = [row["seconds"] for row in rows]  # rounded, and each sums its parts by itself
+    assert seconds == pytest.approx([seconds[0]] * 3, rel=1e-3) and 0 < 3 * seconds[0] <= whole * 1.01
 
 
 @pytest.mark.parametrize("model", ["vgg_like", "lenet300"])
