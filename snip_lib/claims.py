@@ -5,6 +5,7 @@ numbers. In reading order: statistics; how a line of ``claims.csv`` becomes runs
 tests; one function a kind of claim (`KINDS`); verdicts; and what the front pages show of them.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -126,9 +127,18 @@ class Test:
 
 
 def finder() -> Callable[[Iterable[Run]], pd.DataFrame]:
-    """Read every row once; return a function from runs to the rows there are of them, like `runs.rows_of`."""
-    rows = read_rows(results_folder()).values()
-    known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in rows}
+    """Return a function from runs to the rows there are of them, like `runs.rows_of`, that has read every row.
+
+    They are read again only when a file of rows has changed: a page asks many times.
+    """
+    folder = results_folder().resolve()
+    files = [(path, path.stat()) for path in sorted(folder.glob("*.jsonl"))]
+    return _finder(folder, tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in files))
+
+
+@functools.lru_cache(maxsize=1)
+def _finder(folder: Path, stamp: tuple) -> Callable[[Iterable[Run]], pd.DataFrame]:
+    known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in read_rows(folder).values()}
     columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]
     columns += ["effective_sparsity", "live_weights", "mask_sha", "class_correlations", "scoring_seconds", "seconds"]
     return lambda runs: pd.DataFrame([known[r] for r in runs if r in known], columns=columns, dtype=object)
