@@ -684,7 +684,8 @@ def answer_markdown(judged: list[Verdict]) -> str:
         margin = " or ".join(dict.fromkeys(margins))
         where = "; ".join(", ".join(found) + trained for trained, found in free.items())
         first = f"One shot before any training costs no more than the margin of {margin} points for {where}."
-    costly = [name.replace(", ", " at ") for name, rows in _ways(BEFORE | {"dense": {"sparsity": 0.0}}) if _costs(rows)]
+    whole_and_pruned = _ways({"SNIP": {}, "dense": {"sparsity": 0.0}})
+    costly = [name.replace(", ", " at ") for name, rows in whole_and_pruned if _costs(rows)]
     if costly:
         first += f" It is shown to cost more for {', '.join(costly)}; at a tenth of the training."
 
