@@ -26,6 +26,7 @@ from .tables import (
     digits,
     estimate,
     interval,
+    moved,
     paired,
     settled,
     spread,
@@ -308,21 +309,17 @@ def same_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test
 
 
 def other_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
-    """For every seed, more than this share of the kept connections is kept in another layer.
+    """For every seed, more than this share of the kept connections is kept in another layer (`tables.moved`)."""
+    shares = moved(ours, theirs)
+    said = cell(f"{digits(100 * shares.min())} %", "least percent moved kept", ours, theirs)
+    return _each(float(line["margin"]) - shares, said)
 
-    The share is half the sum over layers of the absolute difference of what they keep, over all that is kept.
-    """
-    pairs = ours.merge(theirs, on="seed")
-    moved = pd.Series(
-        [
-            sum(abs(n - b[layer]) for layer, n in a.items()) / 2 / sum(a.values())
-            for a, b in zip(pairs["kept_x"], pairs["kept_y"], strict=True)
-        ],
-        dtype=float,
-    )
-    least = f"{digits(100 * moved.min())} %"
-    said = cell(least, "least percent moved kept", tuple(pairs["key_x"]), tuple(pairs["key_y"]))
-    return _each(float(line["margin"]) - moved, said)
+
+def same_layers(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """For every seed, less than this share of the kept connections is kept in another layer (`tables.moved`)."""
+    shares = moved(ours, theirs)
+    said = cell(f"{digits(100 * shares.max())} %", "largest percent moved kept", ours, theirs)
+    return _each(shares - float(line["margin"]), said)
 
 
 def follows_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
@@ -394,6 +391,7 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "cost": (cost, "scoring takes at most {said} of a run", "below {percent:g} % in every run"),
     "same_mask": (same_mask, "the same mask for {said} seeds", "the same for every seed"),
     "other_mask": (other_mask, "at least {said} of what is kept changes layer", "above {percent:g} % for every seed"),
+    "same_layers": (same_layers, "at most {said} of what is kept changes layer", "below {percent:g} % for every seed"),
     "follows_class": (follows_class, "own class minus others, mean over classes, {said}", "above {margin}"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
@@ -402,7 +400,7 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
 ALONE = ("value", "cost", "follows_class", "fits")  # compare with nothing
 POOLED = ("follows_class", "disconnects")  # one test a model
 OF_ERRORS = ("value", "no_loss", "no_worse", "better", "worse")
-OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "fits", "does_not_fit")  # one seed suffices to judge
+OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "same_layers", "fits", "does_not_fit")  # one suffices
 
 
 # -------------------------------------------------------------------------------------- verdicts

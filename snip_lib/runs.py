@@ -98,7 +98,7 @@ class Run:
     retrain: float = 0.0  # after each mask the rate's schedule begins anew at this share of `lr`; 0: it goes on
     rewind: bool = False  # after each mask the network goes back to where it began
     bias_init: str = "constant"  # where biases start: as the network says, mostly 0; or "random": like the weights
-    rescale: float = 1.0  # the first layer's weights times this, the second's divided by it: the same function
+    rescale: float = 1.0  # the first layer times this; the second, or batch norm, divides by it: the same function
     pixels: str = "normalised"  # or "raw": in [0, 1]; or "inverted": normalised and negated
     batch_norm: str = "tensorflow"  # eps 1e-3, momentum 0.01; or "torch": eps 1e-5, momentum 0.1
     decayed: str = "all"  # weight decay on weights and biases, or on "weights" only

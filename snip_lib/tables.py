@@ -218,6 +218,25 @@ def lower(ours: pd.DataFrame, theirs: pd.DataFrame) -> Cell | str:
     return "" if same or not len(gaps) else cell(f"{(gaps < 0).sum()} of {len(gaps)}", "lower test_error", ours, theirs)
 
 
+def moved(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.Series:
+    """Return for each seed that both have which share of the kept connections is kept in another layer.
+
+    Half the sum over layers of the absolute difference of what they keep, over all that is kept.
+    """
+    pairs = ours.merge(theirs, on="seed")
+    kept = zip(pairs["kept_x"], pairs["kept_y"], strict=True)
+    shares = [sum(abs(n - b[layer]) for layer, n in a.items()) / 2 / sum(a.values()) for a, b in kept]
+    return pd.Series(shares, dtype=float)
+
+
+def moved_percent(ours: pd.DataFrame, theirs: pd.DataFrame) -> Cell | str:
+    """Return the least and the largest of `moved` in percent; "not run yet" where no seed has both."""
+    if ours.empty or theirs.empty or (shares := 100 * moved(ours, theirs)).empty:
+        return "not run yet"
+    how = "least percent moved kept, largest percent moved kept"
+    return cell(f"{digits(shares.min())} to {digits(shares.max())}", how, ours, theirs)
+
+
 def scoring_in_steps(rows: pd.DataFrame) -> Cell | str:
     """Return how many training steps of the same run one scoring takes, the median; "not run yet" of no row."""
     if not len(rows):

@@ -61,16 +61,16 @@ def initial_model(run, data: Data) -> nn.Module:
     """Build the network of `run` with the weights that are scored, float32 on the CPU."""
     with torch.random.fork_rng(devices=[]):  # modules draw weights of their own, replaced at once
         model = MODELS[run.model](data.shape, data.n_classes)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            vars(module).update(BATCH_NORMS[run.batch_norm])
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        vars(norm).update(BATCH_NORMS[run.batch_norm])
     initialise(model, run.init, generator(run.seed, "init"), sd=run.init_sd, bias_init=run.bias_init)
-    if run.rescale != 1:  # for a network of ReLUs, whose second layer divides what the first multiplies
+    if run.rescale != 1:  # batch norm behind the first layer divides it out; else, behind a ReLU, the second layer
         weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
         (first, w1), (_, w2) = list(weights.items())[:2]
         bias = model.get_submodule(first.rpartition(".")[0]).bias
         with torch.no_grad():
-            w1.mul_(run.rescale), bias.mul_(run.rescale), w2.div_(run.rescale)
+            w1.mul_(run.rescale), bias.mul_(run.rescale), w2.div_(1 if norms else run.rescale)
     return model
 
 

@@ -272,6 +272,7 @@ SINGLE = {  # kinds that judge every seed by itself, with a row that meets the c
     "cost": ("", {"scoring_seconds": 0.5, "seconds": 100.0}, {}),
     "same_mask": ("rounds=1", {"mask_sha": "a"}, {"mask_sha": "a"}),
     "other_mask": ("rounds=1", {"kept": {"a.weight": 1, "b.weight": 9}}, {"kept": {"a.weight": 9, "b.weight": 1}}),
+    "same_layers": ("rounds=1", {"kept": {"a.weight": 5, "b.weight": 5}}, {"kept": {"a.weight": 5, "b.weight": 5}}),
     "fits": ("", {"train_loss": 0.001}, {}),
     "does_not_fit": ("", {"train_loss": 2.0}, {"train_loss": 0.01}),
 }
@@ -408,6 +409,19 @@ def test_other_mask_counts_what_changes_layer(world):
     assert world.judge("X1").verdict == "not reproduced"  # a tenth is not more than a tenth
 
 
+def test_same_layers_is_what_other_mask_denies(world):
+    """Of both at one margin exactly one holds where all seeds are on one side of it; on the margin neither does."""
+    lines = MASKS.format(kind="same_layers", margin=0.1), MASKS.format(kind="other_mask", margin=0.1)
+    world.criteria(lines[0], lines[1].replace("X1", "X2"))
+    same = [{"a.weight": 60, "b.weight": 40}] * 5
+    world.add(SCORED, kept=same)
+    for first, verdicts in ((51, ["reproduced", "not reproduced"]), (50, ["not reproduced"] * 2)):
+        world.add(RESCALED, kept=[*same[:4], {"a.weight": first, "b.weight": 100 - first}])
+        assert [world.judge(claim).verdict for claim in ("X1", "X2")] == verdicts
+    world.add(RESCALED, kept=[{"a.weight": 51, "b.weight": 49}] * 5)
+    assert "at most 9.00 %" in world.judge("X1").evidence
+
+
 @pytest.mark.parametrize(("turn", "verdict"), [(0, "in part"), (1, "not reproduced"), (None, "not tested (undec")])
 def test_follows_class_asks_whether_the_mask_looks_like_its_own_class(world, turn, verdict):
     """The mask of each class looks like its own mean image, like another class's, or like any, by chance."""
@@ -505,7 +519,7 @@ def test_every_kind_has_a_test_here():
     """Each kind of claim is judged in some test above in more than one way."""
     assert set(claims.KINDS) == {
         *("value", "no_loss", "no_worse", "better", "worse", "differs", "cost", "same_mask", "other_mask"),
-        *("follows_class", "fits", "does_not_fit", "disconnects"),
+        *("same_layers", "follows_class", "fits", "does_not_fit", "disconnects"),
     }
     above = Path(__file__).read_text(encoding="utf-8").partition("def test_every_kind_has_a_test_here")[0]
     for kind in claims.KINDS:  # a line of criteria, or a part of one

@@ -155,6 +155,24 @@ def test_rescaling_two_layers_leaves_the_function_and_the_mask_of_snip_alone():
     assert shas["snip"][0] == shas["snip"][1] and shas["magnitude"][0] != shas["magnitude"][1]
 
 
+@pytest.mark.parametrize("name", ["alexnet_s", "wrn_16_8"])
+def test_rescaling_a_layer_before_batch_norm_leaves_the_function_and_snip_alone_but_for_eps(name):
+    """The less eps counts the less changes; without it the outputs and SNIP's scores are the same."""
+    digits, away = data.load("digits"), []
+    x, y = (part[:4] for part in data.score_batch(digits, 50, 0))
+    pair = [train.initial_model(Run(name, "digits", rescale=a, bias_init="random"), digits).double() for a in (1, 8)]
+    before, after = (dict(net.named_parameters()) for net in pair)
+    assert [n for n in before if not torch.equal(before[n], after[n])] == ["conv1.weight", "conv1.bias"]
+    for eps in (1e-3, 1e-5, 1e-30):
+        for norm in (module for net in pair for module in net.modules() if hasattr(module, "running_var")):
+            norm.eps = eps
+        one, other = (net(x.double()) for net in pair)
+        away.append(((one - other).norm() / one.norm()).item())
+    assert away[0] > 10 * away[1] and away[1] > 0 and away[2] < 1e-9
+    scores = [saliency.snip(net, x.double(), y) for net in pair]
+    torch.testing.assert_close(scores[0]["conv1.weight"], scores[1]["conv1.weight"], rtol=1e-6, atol=1e-12)
+
+
 def test_random_biases_are_drawn_like_their_weights_and_change_no_weight():
     nets = [models.LeNet300() for _ in range(2)]
     for net, start in zip(nets, inits.BIAS_INITS, strict=True):

@@ -279,8 +279,8 @@ def recomputed(how, groups, printed=()):
             return [(sum(a[field] == b[field] for a, b in pairs(groups)), 0), (len(pairs(groups)), 0)]
         case ["lower", _]:
             return [(sum(a[field] < b[field] for a, b in pairs(groups)), 0), (len(pairs(groups)), 0)]
-        case ["least", "percent", "moved", "kept"]:
-            return [min(moved(a, b) for a, b in pairs(groups))]
+        case ["least" | "largest" as which, "percent", "moved", "kept"]:
+            return [{"least": min, "largest": max}[which](moved(a, b) for a, b in pairs(groups))]
         case ["contrast", "of", "class_correlations"]:
             return mean_interval(contrasts(rows))
         case ["own", "best", "class_correlations"]:
@@ -433,6 +433,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
         "odd": tables.by_sparsity({"odd": frame[frame["lr"] == 0.07]}, "train_loss"),
         "scorings": tables.table([{"": "", "steps": tables.scoring_in_steps(g), "n": ""} for g in (one, two)], ""),
         "gains": tables.gains(methods, [("two", "one")]),
+        "moved": tables.table([{"": "", "%": tables.moved_percent(at, g)} for g in (at, two[:5])], ""),
         "disconnected": tables.disconnection_table(methods),
         "half way": tables.table([{"": "", "at": tables.spread(at, "train_loss", s)} for s in (0.5, 1)], ""),
         **{norm: tables.attack_table(methods | {"two": two[two["sparsity"] == 0.9]}, norm) for norm in RADII},
