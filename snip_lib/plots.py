@@ -136,18 +136,25 @@ def diagonal(matrix: np.ndarray, what: str, rows: pd.DataFrame) -> dict[str, str
 def picture_grid(rows: dict[str, Sequence[Sequence[float]]], *, columns: Sequence[str]) -> plt.Figure:
     """Draw square pictures, each given flat, in named rows; one with NaN is a blank tile: not run yet.
 
-    Black is 0 and white the largest value of a row, so that the tiles of a row compare.
+    Black is 0 and white the largest value of a row, so that the tiles of a row compare. All tiles are one image, three
+    dots a pixel: an axis for each would take most of a page's time.
     """
-    size = (0.8 * len(columns) + 0.4, 0.8 * len(rows) + 0.3)
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
-    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
-        brightest = np.nan_to_num(pictures).max(initial=0)
-        for axis, picture in zip(line, pictures, strict=True):
-            _picture(axis, picture, brightest)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-    for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title, fontsize=10)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    side = math.isqrt(len(next(iter(rows.values()))[0]))
+    step, zoom = side + 2, 3 / plt.rcParams["figure.dpi"]
+    canvas = np.full((step * len(rows) - 2, step * len(columns) - 2), np.nan)
+    for i, pictures in enumerate(rows.values()):
+        tiles = np.reshape(pictures, (len(columns), side, side)) / (np.nan_to_num(pictures).max(initial=0) or 1)
+        for j, tile in enumerate(tiles):
+            if np.isnan(tile).any():
+                tile = np.pad(np.full((side - 2, side - 2), np.nan), 1)  # a black frame
+            canvas[i * step : i * step + side, j * step : j * step + side] = tile
+    figure, axis = plt.subplots(figsize=(zoom * canvas.shape[1], zoom * canvas.shape[0]))
+    figure.subplots_adjust(0, 0, 1, 1)  # labels stand outside, where a tight box finds them
+    axis.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for set_ticks, names in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
+        set_ticks([i * step + (side - 1) / 2 for i in range(len(names))], list(names))  # at the middle of its tiles
+    axis.tick_params(length=0, labelsize=12, labeltop=True, labelbottom=False)
+    axis.set_frame_on(False)
     return figure
 
 

@@ -50,11 +50,18 @@ def test_a_matrix_with_a_hole_is_not_run_yet():
 
 
 def test_tiles_of_a_row_share_their_scale_and_a_missing_one_is_blank():
-    lines = {"first": [[1.0, 0, 0, 0], [8.0, 0, 0, 0]], "second": [[np.nan] * 4, [2.0, 0, 0, 0]]}
-    figure = plots.picture_grid(lines, columns=["a", "b"])
-    images = [axis.images[0] for axis in figure.axes]
-    assert [image.get_clim() for image in images] == [(0, 8), (0, 8), (0, 2), (0, 2)]
-    assert [axis.spines["left"].get_visible() for axis in figure.axes] == [False, False, True, False]
+    lines = {"first": np.eye(2, 9) * [[1.0], [8.0]], "second": [[np.nan] * 9, [2.0, *[0] * 8]]}
+    frame = np.where(np.arange(9) == 4, np.nan, 0.0)
+    (axis,) = plots.picture_grid(lines, columns=["a", "b"]).axes
+    shown, nothing = axis.images[0].get_array().filled(np.nan), np.full((3, 2), np.nan)
+    first, second = shown[:3], shown[5:]
+    assert np.array_equal(shown[3:5], np.full((2, 8), np.nan), equal_nan=True)  # between the lines
+    for line, left, right in ((first, np.eye(1, 9) / 8, np.eye(1, 9, 1)), (second, frame, np.eye(1, 9))):
+        tiles = [left.reshape(3, 3), nothing, right.reshape(3, 3)]
+        assert np.array_equal(line, np.hstack(tiles), equal_nan=True)
+    assert axis.images[0].get_clim() == (0, 1)
+    for side, names in ((axis.xaxis, ["a", "b"]), (axis.yaxis, list(lines))):
+        assert [label.get_text() for label in side.get_ticklabels()] == names and side.get_ticklocs().tolist() == [1, 6]
 
 
 def test_heatmaps_write_every_number_and_no_hole():
