@@ -268,12 +268,12 @@ class BatchOrder:
     def _permutation(self, epoch: int) -> Tensor:
         return torch.randperm(self.n, generator=generator(self.seed, "batches", epoch))
 
-    def indices(self, step: int) -> Tensor:
-        """Return the int64 indices [batch_size] of step `step` (from 0)."""
-        epoch, start = divmod(step * self.batch_size, self.n)
-        batch = self._epoch(epoch)[start : start + self.batch_size]
-        missing = self.batch_size - len(batch)
-        return torch.cat([batch, self._epoch(epoch + 1)[:missing]]) if missing else batch
+    def indices(self, steps: range) -> Tensor:
+        """Return the int64 indices [steps, batch_size] of consecutive steps (from 0)."""
+        first, last = steps.start * self.batch_size, steps.stop * self.batch_size
+        epoch, start = divmod(first, self.n)
+        epochs = torch.cat([self._epoch(e) for e in range(epoch, (last - 1) // self.n + 1)])
+        return epochs[start : start + last - first].view(len(steps), self.batch_size)
 
 
 def score_batch(data: Data, n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -304,50 +304,51 @@ def same_class_batch(data: Data, label: int, n: int, seed: int) -> tuple[Tensor,
 MAX_SHIFT = 4  # pixels, Section 5
 
 
-def _move(x: Tensor, flip: Tensor, shift: Tensor) -> Tensor:
-    """Mirror the images [B, C, H, W] where `flip` [B], then move each `shift` [B, 2] pixels down and right.
+def move(x: Tensor, moves: Tensor) -> Tensor:
+    """Mirror images [B, C, H, W] and move them, as `moves` [B, 3] says: mirrored or not (1, 0), pixels down, right.
 
-    What comes in from outside is 0, the mean of the train set. `flip` and `shift` lie on the CPU.
+    What comes in from outside is 0, the mean of the train set.
     """
     (b, _, h, w), edge = x.shape, MAX_SHIFT
-    rows = torch.arange(edge, edge + h) - shift[:, :1]  # [B, H] of the padded image
-    columns = torch.arange(edge, edge + w) - shift[:, 1:]  # [B, W]
-    columns = torch.where(flip[:, None], w + 2 * edge - 1 - columns, columns)
-    image, rows, columns = (
-        i.to(x.device, non_blocking=True) for i in (torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None])
-    )
-    return F.pad(x, (edge,) * 4)[image, :, rows, columns].permute(0, 3, 1, 2)  # [B, H, W, C] -> [B, C, H, W]
+    at = torch.arange(edge, edge + max(b, h, w), device=x.device)
+    rows, columns = at[:h] - moves[:, 1:2], at[:w] - moves[:, 2:]  # [B, H], [B, W] of the padded image
+    columns = torch.where(moves[:, :1] > 0, w + 2 * edge - 1 - columns, columns)
+    image = at[:b, None, None] - edge
+    padded = F.pad(x, (edge,) * 4)[image, :, rows[:, :, None], columns[:, None]]
+    return padded.permute(0, 3, 1, 2)  # [B, H, W, C] -> [B, C, H, W]
 
 
 def _draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw for `n` images whether to mirror them [n] and how far to move them [n, 2]."""
+    """Draw for `n` images whether to mirror them [n, 1] and how far to move them [n, 2]."""
     shift = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (n, 2), generator=generator)
-    return torch.randint(2, (n,), generator=generator).bool(), shift
+    return torch.randint(2, (n,), generator=generator)[:, None], shift
 
 
-def standard(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image with probability 1/2 and move it up to 4 pixels each way (Section 5); x [B, C, H, W]."""
-    return _move(x, *_draw(len(x), generator))
+def standard(n: int, generator: torch.Generator) -> Tensor:
+    """Draw the `moves` [n, 3] of Section 5: mirrored with probability 1/2 and moved up to 4 pixels each way."""
+    return torch.cat(_draw(n, generator), 1)
 
 
-def code(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment as the released code does: none, one or both of `standard`'s two steps, a third each; x [B, C, H, W].
+def code(n: int, generator: torch.Generator) -> Tensor:
+    """Draw the `moves` [n, 3] of the released code: none, one or both of `standard`'s two steps, a third each.
 
     So each step is taken for half of the images: a quarter is mirrored, almost half is moved.
     """
-    flip, shift = _draw(len(x), generator)
-    steps, which = torch.randint(3, (len(x),), generator=generator), torch.randint(2, (len(x),), generator=generator)
-    return _move(x, flip & (steps > which), shift * (steps > 1 - which)[:, None])
+    flip, shift = _draw(n, generator)
+    steps = torch.randint(3, (n,), generator=generator)[:, None]
+    which = torch.randint(2, (n,), generator=generator)[:, None]
+    return torch.cat([flip * (steps > which), shift * (steps > 1 - which)], 1)
 
 
-def shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image up to 4 pixels each way, as `standard` but never mirrored, for digits; x [B, C, H, W]."""
-    flip, moved = _draw(len(x), generator)
-    return _move(x, torch.zeros_like(flip), moved)
+def shift(n: int, generator: torch.Generator) -> Tensor:
+    """Draw `moves` [n, 3] up to 4 pixels each way, as `standard` but never mirrored, for digits."""
+    flip, moved = _draw(n, generator)
+    return torch.cat([torch.zeros_like(flip), moved], 1)
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "none": lambda x, generator: x,
+# Draws the `moves` of n images; None: they stay as they are.
+AUGMENTATIONS: dict[str, Callable[[int, torch.Generator], Tensor] | None] = {
+    "none": None,
     "standard": standard,
     "code": code,
     "shift": shift,

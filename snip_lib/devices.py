@@ -92,17 +92,17 @@ def fastest(forms: list[Callable[..., None]], inputs: Sequence[Tensor], state: C
     return forms[-1]
 
 
-def in_turn(steps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[..., None]:
-    """Return one step that takes `steps` one after the other, each on two of its inputs: images, labels, images, ..."""
+def in_turn(steps: Sequence[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
+    """Return one step that takes `steps` one after the other, each on its line of the input [R, ...]."""
 
-    def step(*batches: Tensor) -> None:
-        for take, x, y in zip(steps, batches[::2], batches[1::2], strict=True):
-            take(x, y)
+    def step(lines: Tensor) -> None:
+        for take, line in zip(steps, lines, strict=True):
+            take(line)
 
     return step
 
 
-def side_by_side(steps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[..., None]:
+def side_by_side(steps: Sequence[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
     """Return `in_turn` with each of `steps` on a CUDA stream of its own, where small kernels fill a GPU together.
 
     It is exact: every step has its own kernels in their own order, and no two touch a tensor in common. A graph
@@ -110,12 +110,12 @@ def side_by_side(steps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[
     """
     streams = [torch.cuda.Stream() for _ in steps]
 
-    def step(*batches: Tensor) -> None:
+    def step(lines: Tensor) -> None:
         trunk = torch.cuda.current_stream()
-        for take, stream, x, y in zip(steps, streams, batches[::2], batches[1::2], strict=True):
-            stream.wait_stream(trunk)  # fork: the batch is there before the step that reads it
+        for take, stream, line in zip(steps, streams, lines, strict=True):
+            stream.wait_stream(trunk)  # fork: the line is there before the step that reads it
             with torch.cuda.stream(stream):
-                take(x, y)
+                take(line)
         for stream in streams:
             trunk.wait_stream(stream)  # join: what comes next, on the trunk, comes after every step
 

@@ -138,12 +138,38 @@ def memory(run, itemsize: int = 4) -> tuple[int, int]:
 # ------------------------------------------------------------------------- set up
 
 
+class Patches(nn.Conv2d):
+    """A convolution of stride 1 without padding, as one matrix product over the patches of its images.
+
+    It is exact up to rounding: the same products, added up in another order. Stacked, it is R matrix products at
+    once, where a convolution is one of R groups, for which a GPU has slow kernels.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        k1, k2 = self.kernel_size
+        h, w = x.shape[-2] - k1 + 1, x.shape[-1] - k2 + 1
+        shifted = [x[..., i : i + h, j : j + w] for i in range(k1) for j in range(k2)]
+        patches = torch.stack(shifted, -1).permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)  # [B h w, C k1 k2]
+        return F.linear(patches, weight.flatten(1), bias).unflatten(0, (-1, h, w)).permute(0, 3, 1, 2)
+
+
+def by_patches(net: nn.Module) -> nn.Module:
+    """Return a copy of `net` whose plain convolutions, of stride 1 without padding, are `Patches`."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        plain = type(module) is nn.Conv2d and module.padding == (0, 0) and module.groups == 1
+        if plain and module.stride == module.dilation == (1, 1):
+            module.__class__ = Patches
+    return net
+
+
 @dataclass
 class Group:
     """R runs on their way. What changes lies in `weights`, `moments`, `count`, `loss_sum` and `progress`."""
 
     runs: list
     net: nn.Module  # its forward pass is that of all; its own weights are not used
+    fast: nn.Module  # the same, as it is fastest here
     weights: dict[str, Tensor]  # by name, [R, *shape]
     masks: dict[str, Tensor]  # the same, 1.0 where kept
     moments: dict[str, list[Tensor]]  # the same: momentum, or Adam's mean and mean of squares
@@ -245,6 +271,7 @@ def begin(runs: list, device: torch.device, checkpoint: Path | None, dtype: torc
     g = Group(
         runs=runs,
         net=net,
+        fast=by_patches(net) if device.type == "cuda" else net,
         weights=weights,
         masks={name: torch.ones_like(w) for name, w in weights.items()},
         moments={name: [torch.zeros_like(w) for _ in range(n_moments)] for name, w in weights.items()},
@@ -293,7 +320,7 @@ def step_of(g: Group) -> Callable[[Tensor], None]:
     """Return the step of all runs: gather, forward, backward and masked update. Only tensors, and no look at any."""
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(g.net, weights, (x,)), y)
+        return F.cross_entropy(functional_call(g.fast, weights, (x,)), y)
 
     gradients = vmap(grad_and_value(loss))  # a network at a time, as written; R at a time, as computed
 
@@ -375,7 +402,7 @@ def errors(g: Group) -> tuple[list[float], list[float]]:
     """Return the validation and test errors of all runs in percent, by batches, which fit where a step does."""
 
     def answer(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(g.net, weights, (x,)).argmax(1)
+        return functional_call(g.fast, weights, (x,)).argmax(1)
 
     own, common, size = vmap(answer), vmap(answer, in_dims=(0, None)), g.run.batch_size
     x, y, tests = g.data.x_train, g.data.y_train, zip(g.data.x_test.split(size), g.data.y_test.split(size), strict=True)
@@ -430,7 +457,7 @@ class Abreast:
 
     members: list[single.Training]
     began: float
-    learn: Callable[..., None] | None = None  # the fastest form of a step of those that go on, once there is one
+    learn: Callable[[Tensor], None] | None = None  # the fastest form of a step of those that go on, once there is one
 
     def __post_init__(self):
         first = self.members[0]
@@ -463,23 +490,25 @@ def begin_each(runs: list, device: torch.device, checkpoint: Path | None, dtype:
 
 
 def advance_each(g: Abreast, table: Tensor) -> None:
-    """Take a step on each batch of `table` [steps, R, B] with every run that has not diverged.
+    """Take a step on each line of `table` (`train.examples`) with every run that has not diverged.
 
     On a GPU all are one graph, each run on a stream of its own; on a CPU they go in turn.
     """
-    going = [(i, t) for i, t in enumerate(g.members) if not t.over]
-    for chosen in table:
-        batches = [x for i, t in going for x in single.prepare(t, chosen[i])]  # images, labels, images, ...
+    going = [i for i, t in enumerate(g.members) if not t.over]
+    trained, stay = [g.members[i] for i in going], len(going) == len(g.members)
+    for i, lines in enumerate(table if stay else table[:, going]):
+        for t in trained:
+            single.set_rate(t, anew=i == 0)
         if g.learn is None:
-            kinds = list(zip(*(single.forms(t) for _, t in going), strict=True))  # the fastest of all, ..., the plain
-            on_gpu = [side_by_side(steps) for steps in kinds] if batches[0].is_cuda else []
+            kinds = list(zip(*(single.forms(t) for t in trained), strict=True))  # the fastest of all, ..., the plain
+            on_gpu = [side_by_side(steps) for steps in kinds] if lines.is_cuda else []
             g.learn = fastest(
                 [*on_gpu, in_turn(kinds[-1])],
-                batches,
-                lambda: {f"{i}.{name}": x for i, t in going for name, x in single.state(t).items()},
+                [lines],
+                lambda: {f"{i}.{name}": x for i, t in enumerate(trained) for name, x in single.state(t).items()},
             )
-        g.learn(*batches)
-        for _, t in going:
+        g.learn(lines)
+        for t in trained:
             t.progress["step"] += 1
             t.progress["loss_steps"] += 1
 

@@ -35,6 +35,7 @@ from .data import (
     data_folder,
     generator,
     load,
+    move,
     read_raw,
     same_class_batch,
     score_batch,
@@ -54,6 +55,7 @@ DIVERGED_ERROR = 80.0  # percent of the validation set: no better than two class
 LOOK_EVERY = 100  # steps: looking at a number makes a GPU wait
 AGAIN = "delete it, and its run begins anew"  # what to do with a damaged checkpoint
 CLOCK_S = 5.0  # where LOOK_EVERY steps take longer, the clock is read in between
+COMPILE_FROM = 40_000  # steps of a network for CIFAR-10 that pay for compiling it, some half a minute
 PRECISIONS = ("float32", "bf16")  # "bf16": forward and backward pass in autocast; weights and updates stay float32
 
 
@@ -320,7 +322,7 @@ class Training:
     loss_sum: Tensor  # since the last point of the curve, []
     progress: dict  # the rest of a checkpoint, as JSON
     began: float
-    learn: Callable[[Tensor, Tensor], None] | None = None  # the fastest form of `learn` here, once there is one
+    learn: Callable[[Tensor], None] | None = None  # the fastest form of `learn` here, once there is one
 
     @property
     def over(self) -> bool:
@@ -374,7 +376,7 @@ def drive(t, advance, look, save, deadline: float, tick: Callable[[int], None]) 
     def table() -> Tensor:
         step = t.progress["step"]
         last = looks[bisect_right(looks, step)] if step < steps else step
-        return examples(t.orders, range(step, last), t.loss_sum.device)
+        return examples(t.run.augment, t.orders, range(step, last), t.loss_sum.device)
 
     ahead = table()
     while len(ahead) and not t.over:
@@ -397,45 +399,63 @@ def drive(t, advance, look, save, deadline: float, tick: Callable[[int], None]) 
     return True
 
 
-def examples(orders: list[BatchOrder], steps: range, device: torch.device) -> Tensor:
-    """Return which examples each of R runs sees at some steps: [steps, R, B], on `device` without a wait for it."""
+def examples(augment: str, orders: list[BatchOrder], steps: range, device: torch.device) -> Tensor:
+    """Return what each of R runs sees at some steps, on `device` without a wait for it.
+
+    Int64 [steps, R, B]: the numbers of the examples. Where they are augmented, [steps, R, B, 4]: the number, and
+    the `moves` of the image.
+    """
     if not steps:
         return torch.empty(0, device=device)
-    table = torch.stack([torch.stack([order.indices(step) for order in orders]) for step in steps])
+    seen = {}  # runs of one seed see the same
+    for order in orders:
+        if (name := (order.n, order.batch_size, order.seed)) not in seen:
+            seen[name] = order.indices(steps)
+            if draw := AUGMENTATIONS[augment]:
+                chances = [generator(order.seed, "augment", step) for step in steps]
+                moves = torch.stack([draw(order.batch_size, chance) for chance in chances])
+                seen[name] = torch.cat([seen[name][..., None], moves], -1)
+    table = torch.stack([seen[order.n, order.batch_size, order.seed] for order in orders], 1)
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 def advance(t: Training, table: Tensor) -> None:
-    """Take a step on each batch of `table` [steps, 1, B]; a mask in the course of training comes before its step."""
+    """Take a step on each line of `table` (`examples`); a mask in the course of training comes before its step."""
     times = mask_times(t.run)
-    for chosen in table[:, 0]:
+    for i, seen in enumerate(table[:, 0]):
         step = t.progress["step"]
         if step in times and step > 0:
             mask_again(t)
-        x, y = prepare(t, chosen)
+        set_rate(t, anew=i == 0)
         if t.learn is None:
-            t.learn = fastest(forms(t), (x, y), partial(state, t))
-        t.learn(x, y)
+            t.learn = fastest(forms(t), [seen], partial(state, t))
+        t.learn(seen)
         t.progress["step"] += 1
         t.progress["loss_steps"] += 1
 
 
-def prepare(t: Training, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Set the rate of the next step; return its batch of the `chosen` examples [B], the images augmented."""
-    run, step = t.run, t.progress["step"]
-    x = AUGMENTATIONS[run.augment](t.data.x_train[chosen], generator(run.seed, "augment", step))
-    for group in t.optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate_at(run, step))  # a graph reads it there
-        else:
-            group["lr"] = rate_at(run, step)
-    return x, t.labels[chosen]
+def set_rate(t: Training, *, anew: bool) -> None:
+    """Set the rate of the next step: `anew`, or where it differs from that of the last one."""
+    rate = rate_at(t.run, t.progress["step"])
+    if anew or rate != rate_at(t.run, t.progress["step"] - 1):
+        for group in t.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # a graph reads it there
+            else:
+                group["lr"] = rate
 
 
-def forms(t: Training) -> list[Callable[[Tensor, Tensor], None]]:
+def batch(t: Training, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the images [B, C, H, W] and labels [B] that a step sees: `seen` [B], or [B, 4] where augmented."""
+    chosen = seen if seen.dim() == 1 else seen[:, 0]
+    x = t.data.x_train[chosen]
+    return x if seen.dim() == 1 else move(x, seen[:, 1:]), t.labels[chosen]
+
+
+def forms(t: Training) -> list[Callable[[Tensor], None]]:
     """Return `learn` in each form that may work here, the fastest first and the plain one last."""
     plain = partial(learn, t, t.model)
-    if t.loss_sum.is_cuda and t.run.precision == "bf16":
+    if t.loss_sum.is_cuda and t.run.precision == "bf16" and t.run.steps >= COMPILE_FROM:
         return [partial(learn, t, torch.compile(t.model)), plain]
     return [plain]
 
@@ -445,12 +465,12 @@ def state(t: Training) -> dict[str, Tensor]:
     return _state(t.model, t.optimizer) | {"loss_sum": t.loss_sum}
 
 
-def learn(t: Training, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
-    """Take one masked step on a batch: only tensors, and no look at any, so that a GPU can replay it.
+def learn(t: Training, forward: Callable[[Tensor], Tensor], seen: Tensor) -> None:
+    """Take one masked step on what is `seen`: only tensors, and no look at any, so that a GPU can replay it.
 
     Masking the gradient is exact: w is 0 where it is pruned, so with m * g momentum and decay are 0 there too.
     """
-    reduced = t.run.precision == "bf16"
+    (x, y), reduced = batch(t, seen), t.run.precision == "bf16"
     with torch.autocast(x.device.type, torch.bfloat16) if reduced else contextlib.nullcontext():
         loss = F.cross_entropy(forward(x), y)
     t.optimizer.zero_grad()

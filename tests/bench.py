@@ -104,14 +104,14 @@ def engine(model: str, n_replicas: int, seconds: float) -> float:
     """Return the model-steps a second of this process, without set-up and evaluation."""
     with arithmetic(DEVICE):
         t, advance = begun(model, n_replicas)
-        advance(t, train.examples(t.orders, range(2), DEVICE))  # compiled by now
+        advance(t, train.examples("none", t.orders, range(2), DEVICE))  # compiled by now
         t.loss_sum.tolist()
         steps, began = 0, time.perf_counter()
-        ahead = train.examples(t.orders, range(LOOK_EVERY), DEVICE)
+        ahead = train.examples("none", t.orders, range(LOOK_EVERY), DEVICE)
         while time.perf_counter() - began < seconds:
             advance(t, ahead)
             steps += LOOK_EVERY
-            ahead = train.examples(t.orders, range(steps, steps + LOOK_EVERY), DEVICE)  # a GPU is still at work
+            ahead = train.examples("none", t.orders, range(steps, steps + LOOK_EVERY), DEVICE)  # a GPU is still at work
             t.loss_sum.tolist()
         return n_replicas * steps / (time.perf_counter() - began)
 
@@ -177,10 +177,11 @@ def scoring(model: str, n: int) -> dict:
     with arithmetic(DEVICE):
         data = noise((3, 32, 32), 256) if cifar else load("digits", device=DEVICE)
         t = train.begin(run, data)
-        x, y = t.data.x_train[: run.batch_size], t.labels[: run.batch_size]
+        seen = train.examples("none", t.orders, range(1), DEVICE)[0, 0]
+        x, y = train.batch(t, seen)
 
         def step():
-            train.learn(t, t.model, x, y)
+            train.learn(t, t.model, seen)
 
         def plain_step():  # without the faster matrix product, which scoring never uses
             with exact_arithmetic(t.model):
@@ -188,10 +189,11 @@ def scoring(model: str, n: int) -> dict:
 
         calls = {"step ms": step, "plain step ms": plain_step, "scoring ms": lambda: snip(t.model, x, y)}
         if DEVICE.type == "cuda":
-            alone = train.begin(dataclasses.replace(run, precision="bf16" if cifar else "float32"), data)
-            batch = x.contiguous(memory_format=torch.channels_last), y  # as augmentation leaves it
-            graph = fastest(train.forms(alone), batch, functools.partial(train.state, alone))
-            calls["trained step ms"] = lambda: graph(*batch)
+            more = {"precision": "bf16", "augment": "standard"} if cifar else {}
+            alone = train.begin(dataclasses.replace(run, **more), data)
+            line = train.examples(alone.run.augment, alone.orders, range(1), DEVICE)[0, 0]
+            graph = fastest(train.forms(alone), [line], functools.partial(train.state, alone))
+            calls["trained step ms"] = lambda: graph(line)
         found = medians_ms(calls, n)
         with FlopCounterMode(display=False) as counted:
             F.cross_entropy(t.model(x), y).backward()

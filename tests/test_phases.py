@@ -231,7 +231,7 @@ def test_the_scored_loss_is_a_choice():
 def test_shifting_moves_digits_and_never_mirrors_them():
     x = torch.zeros(200, 1, 12, 12)
     x[:, 0, 5:7, 4] = x[:, 0, 5, 5] = 1.0  # an L, whose mirror image is another one
-    moved = data.shift(x, data.generator(0, "augment"))
+    moved = data.move(x, data.shift(len(x), data.generator(0, "augment")))
     for image in moved:
         where = image[0].nonzero() - image[0].nonzero().min(0).values
         assert where.tolist() == [[0, 0], [0, 1], [1, 0]]

@@ -421,20 +421,20 @@ def streams(monkeypatch):
 
 def test_every_side_stream_forks_from_the_trunk_and_all_join_it_at_the_end(streams):
     told, current = streams
-    steps = [lambda x, y, i=i: told.append((current[-1], "takes", i, x, y)) for i in range(3)]
+    steps = [lambda line, i=i: told.append((current[-1], "takes", i, line)) for i in range(3)]
     step = devices.side_by_side(steps)
     del told[:]
     for _ in range(2):  # as often as one likes, on the same streams
-        step(*"abcdef")
+        step("abc")
     forked = [
-        *(("side 0", "waits for", "trunk"), ("side 0", "takes", 0, "a", "b")),
-        *(("side 1", "waits for", "trunk"), ("side 1", "takes", 1, "c", "d")),
-        *(("side 2", "waits for", "trunk"), ("side 2", "takes", 2, "e", "f")),
+        *(("side 0", "waits for", "trunk"), ("side 0", "takes", 0, "a")),
+        *(("side 1", "waits for", "trunk"), ("side 1", "takes", 1, "b")),
+        *(("side 2", "waits for", "trunk"), ("side 2", "takes", 2, "c")),
     ]
     assert told == 2 * [*forked, *(("trunk", "waits for", f"side {i}") for i in range(3))]
     assert current == ["trunk"]
     with pytest.raises(ValueError, match="zip"):
-        step(*"abcd")  # a step without a batch
+        step("ab")  # a step without a line
 
 
 def test_what_a_gpu_replays_side_by_side_leaves_no_trace_of_the_warm_up(streams, tiny, tmp_path, monkeypatch):
@@ -505,13 +505,12 @@ def test_what_a_gpu_replays_looks_at_no_tensor_and_leaves_no_autograd_graph(mode
     run = dataclasses.replace(SMALL, model=model, optimizer=optimizer, method="magnitude")
     if model == "vgg_like":  # trained alone, and side by side
         t = train.begin(dataclasses.replace(tiny, optimizer=optimizer), data.load("cifar10"))
-        inputs, step = (
-            train.prepare(t, train.examples(t.orders, range(1), torch.device("cpu"))[0, 0]),
-            train.forms(t)[-1],
-        )
+        step = train.forms(t)[-1]
     else:  # stacked
         t = replicas.begin(sweep(run, seed=range(2)), torch.device("cpu"), None, torch.float32, False)
-        inputs, step = [train.examples(t.orders, range(1), torch.device("cpu"))[0]], replicas.step_of(t)
+        step = replicas.step_of(t)
+    table = train.examples(t.run.augment, t.orders, range(1), torch.device("cpu"))[0]
+    inputs = [table[0] if model == "vgg_like" else table]
     step(*inputs)
     with Launched() as launched:
         step(*inputs)
@@ -524,10 +523,26 @@ def test_what_a_gpu_replays_looks_at_no_tensor_and_leaves_no_autograd_graph(mode
         for kept in accumulators():
             kept["seen"] = True
         assert not any(accumulators())
-        loss = t.model(inputs[0]).sum()
+        loss = t.model(train.batch(t, *inputs)[0]).sum()
         for kept in accumulators():
             kept["seen"] = True
         assert all(accumulators()) and loss.requires_grad
+
+
+@pytest.mark.parametrize("model", ["lenet5", "lenet300", "alexnet_s"])
+def test_a_network_by_patches_is_the_network(model):
+    net = MODELS[model]((1, 28, 28), 10).double()
+    fast, x = replicas.by_patches(net), torch.randn(3, 1, 28, 28, generator=data.generator(0, "x"), dtype=torch.float64)
+    n_patches = sum(isinstance(module, replicas.Patches) for module in fast.modules())
+    assert n_patches == {"lenet5": 2, "lenet300": 0, "alexnet_s": 0}[model]
+    assert not any(isinstance(module, replicas.Patches) for module in net.modules())
+    outputs = [n(x) for n in (net, fast)]
+    gradients = [
+        torch.autograd.grad(out.square().sum(), list(n.parameters()))
+        for out, n in zip(outputs, (net, fast), strict=True)
+    ]
+    for ours, theirs in ((outputs[1], outputs[0]), *zip(*gradients, strict=True)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -57,7 +57,7 @@ def test_training_is_masked_sgd_with_momentum_written_by_hand(tmp_path):
     v = {name: torch.zeros_like(t) for name, t in w.items()}
     order = BatchOrder(len(digits.y_train), run.batch_size, 3)
     for step in range(run.steps):
-        chosen = order.indices(step)
+        (chosen,) = order.indices(range(step, step + 1))
         leaves = {name: t.clone().requires_grad_() for name, t in w.items()}
         output = torch.func.functional_call(model, leaves, (digits.x_train[chosen].double(),))
         grads = torch.autograd.grad(F.cross_entropy(output, digits.y_train[chosen]), list(leaves.values()))
