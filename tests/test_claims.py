@@ -371,6 +371,8 @@ def test_cost_holds_in_every_run(world):
     assert verdict.verdict == "reproduced" and "scoring takes at most 0.500 %" in verdict.evidence
     world.add(SHOT, scoring_seconds=[*[0.5] * 4, 1.0], seconds=100.0, test_error=STEADY[0])
     assert world.judge("X1").verdict == "not reproduced"
+    world.add(SHOT, scoring_seconds=[0.5] * 5, seconds=100.0, test_error=STEADY[0], replicas=5)
+    assert "trained together" in world.judge("X1").verdict
 
 
 def test_rows_that_were_there_before_a_criterion_about_them_alone_do_not_judge_it(world, monkeypatch):
