@@ -315,14 +315,20 @@ def same_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test
 
 
 def other_mask(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
-    """For every seed, more than this share of the kept connections is kept in another layer (`tables.moved`)."""
+    """For every seed, more than this share of the kept connections is kept in another layer.
+
+    `tables.moved` says how the share is counted.
+    """
     shares = moved(ours, theirs)
     said = cell(f"{digits(100 * shares.min())} %", "least percent moved kept", ours, theirs)
     return _each(float(line["margin"]) - shares, said)
 
 
 def same_layers(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
-    """For every seed, less than this share of the kept connections is kept in another layer (`tables.moved`)."""
+    """For every seed, less than this share of the kept connections is kept in another layer.
+
+    `tables.moved` says how the share is counted.
+    """
     shares = moved(ours, theirs)
     said = cell(f"{digits(100 * shares.max())} %", "largest percent moved kept", ours, theirs)
     return _each(shares - float(line["margin"]), said)

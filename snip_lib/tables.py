@@ -246,9 +246,9 @@ def scoring_in_steps(rows: pd.DataFrame) -> Cell | str:
     return cell(digits(steps, 1), "median steps a scoring", rows)
 
 
-def kept_by_layer(rows: pd.DataFrame) -> Cell | str:
-    """Return the mean number of weights kept in each layer, in order; "not run yet" of no row."""
-    kept = pd.DataFrame(list(rows["kept"])).filter(regex="weight$").mean()
+def kept_by_layer(rows: pd.DataFrame, layers: int | None = None) -> Cell | str:
+    """Return the mean number of weights kept in each layer, or the first `layers`; "not run yet" of no row."""
+    kept = pd.DataFrame(list(rows["kept"])).filter(regex="weight$").mean().iloc[:layers]
     how = ", ".join(f"mean kept {name}" for name in kept.index)
     return cell(", ".join(digits(n, 0) for n in kept), how, rows) if len(rows) else "not run yet"
 
