@@ -44,6 +44,7 @@ FOLDER = Path("results")  # beside the chapters, wherever the rows themselves go
 RATES = (0.1, 0.03, 0.01)  # the protocol's learning rate, and where to go when it diverges
 RATE_SEEDS = 5
 SEEDS = range(20)  # as many as the paper's Figure 1 and Table 3 have
+COMPLETE = 5  # seeds at the paper's length that stand for a group of runs, however many shorter ones there are
 SIGNIFICANCE = 0.05
 DENSE_FITS = 0.1  # training loss: until the dense network is there, others cannot be said not to fit
 NAMES = {
@@ -106,6 +107,42 @@ def stable_rate(run: Run, profile: str, get: Callable[[list[Run]], pd.DataFrame]
         if not get(at_profile(profile, dense))["diverged"].any():
             return rate
     raise ValueError(f"{run.model} on {run.dataset} diverges at every rate of {RATES}: no rate to train at.")
+
+
+def at_rate(profile: str, runs: Iterable[Run], find: Callable) -> list[Run]:
+    """Return runs, declared at the paper's length and rate, at a profile and the rate that is stable there.
+
+    That is the `stable_rate` of their model and data set. What trains by Adam, at another rate or not at all keeps its
+    own.
+    """
+    rate = functools.cache(lambda model, dataset: _rate(model, dataset, profile, find))
+
+    def stable(run: Run) -> Run:
+        own = run.optimizer != "sgd" or run.lr != DEFAULTS["lr"] or not run.steps
+        return run if own else replace(run, lr=rate(run.model, run.dataset))
+
+    return at_profile(profile, map(stable, runs))
+
+
+def best_profile(profile: str, runs: Iterable[Run], find: Callable, *, train_missing: bool = False) -> str:
+    """Return the profile that an experiment is shown at: the one asked for, or what "best" means for its runs.
+
+    That is `paper` where the experiment is complete there, else `short`: every group (all fields of a run but its
+    seed) has five seeds, or as many as at `short` where these are fewer, and one at least. The runs are declared at
+    the paper's length and rate, and each profile has its own (`at_rate`).
+
+    Raises:
+        ValueError: the best is to be trained; that depends on the rows there are, so it is not definite.
+    """
+    if profile != "best":
+        return profile
+    if train_missing:
+        raise ValueError('To train, choose a definite profile, "smoke", "short" or "paper": "best" only shows rows.')
+    runs, groups = list(runs), {}
+    for run, *pair in zip(runs, *(at_rate(length, runs, find) for length in ("paper", "short")), strict=True):
+        groups.setdefault(replace(run, seed=0), {})[run] = pair
+    counts = [[len(find(side)) for side in zip(*group.values(), strict=True)] for group in groups.values()]
+    return "paper" if all(many >= min(COMPLETE, max(few, 1)) for many, few in counts) else "short"
 
 
 # -------------------------------------------------------------------------- from a claim to rows
@@ -540,10 +577,10 @@ def judge_at_best(line: pd.Series, profile: str, find: Callable) -> Verdict:
 
 
 def judge_chapter(chapter: str, *, profile: str) -> list[Verdict]:
-    """Judge every claim of a chapter, in the order of ``claims.csv``: at `short`, each at the `best` of its own."""
+    """Judge every claim of a chapter, in the order of ``claims.csv``, at a profile or each at the `best` of its own."""
     lines, find = criteria(), finder()
     lines = lines[(lines["chapter"] == chapter) & (lines["kind"] != "learning_rate")]
-    return [judge_at_best(line, {"short": "best"}.get(profile, profile), find) for _, line in lines.iterrows()]
+    return [judge_at_best(line, profile, find) for _, line in lines.iterrows()]
 
 
 def verdicts(profile: str = "best") -> list[Verdict]:
@@ -681,23 +718,25 @@ def answer_markdown(judged: list[Verdict]) -> str:
     lines = criteria()
     done = [(lines.loc[v.claim], v) for v in judged if not v.verdict.startswith("not tested")]
 
-    free, margins = {}, []
+    free: dict[str, list[str]] = {}
+    costly: dict[str, list[str]] = {}
+    margins = []
     for line, v in done:
         met = list(itertools.takewhile(lambda test: test.met, v.tests))
         if line["kind"] == "no_loss" and not line["against"] and met:
             up_to = "at up to" if len(met) > 1 else "at"
             where = f"{NAMES[line['model']]} {met[-1].where.replace('at', up_to)} sparsity"
-            free.setdefault(_trained(v), []).append(where)
+            free.setdefault(v.profile, []).append(where)
             margins.append(line["margin"])
     first = "No network is shown yet to lose nothing where SNIP prunes it."
     if free:
         margin = " or ".join(dict.fromkeys(margins))
-        where = "; ".join(", ".join(found) + trained for trained, found in free.items())
-        first = f"One shot before any training costs no more than the margin of {margin} points for {where}."
-    whole_and_pruned = _ways({"SNIP": {}, "dense": {"sparsity": 0.0}})
-    costly = [name.replace(", ", " at ") for name, rows in whole_and_pruned if _costs(rows)]
+        first = f"One shot before any training costs no more than the margin of {margin} points for {_by_length(free)}."
+    for name, length, rows in _ways({"SNIP": {}, "dense": {"sparsity": 0.0}}, "best"):
+        if _costs(rows):
+            costly.setdefault(length, []).append(name.replace(", ", " at "))
     if costly:
-        first += f" It is shown to cost more for {', '.join(costly)}; at a tenth of the training."
+        first += f" It is shown to cost more for {_by_length(costly)}."
 
     printed = lines[(lines["kind"] == "value") & (lines["sparsities"] != "0")]
     far = [(line, v) for line, v in done if line.name in printed.index]
@@ -754,6 +793,12 @@ def _costs(rows: dict[str, pd.DataFrame]) -> bool:
     return len(gaps) > 1 and interval(gaps)[1] > margin.max()
 
 
+def _by_length(found: dict[str, list[str]]) -> str:
+    """Return what was found at each profile, with the length in words: "A, B (a tenth of the training)"."""
+    words = {"short": " (a tenth of the training)", "paper": " (the paper's length of training)"}
+    return "; ".join(", ".join(names) + words.get(profile, "") for profile, names in found.items())
+
+
 def _trained(v: Verdict) -> str:
     """Return how long the runs of a verdict trained, where that is not as long as the paper's."""
     return "; at a tenth of the training" if v.profile == "short" and v.n else ""
@@ -765,7 +810,7 @@ def _beside_other_masks() -> str:
     parts, lines = [], list(_ways(BEFORE | others))  # which reads every row
     asked = {"at random": "random masks", "magnitude": "those of the largest weights", "GraSP": "GraSP's"}
     for way, words in (asked | {"SynFlow": "SynFlow's, which sees no example"}).items():
-        gaps = [paired(rows["SNIP"], rows[way]) for _, rows in lines]
+        gaps = [paired(rows["SNIP"], rows[way]) for _, _, rows in lines]
         ends = [interval(gap)[1:] for gap in gaps if len(gap) > 1]
         below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
         told = {"lower": below, "higher": above, "not told apart": len(ends) - below - above}
@@ -794,7 +839,7 @@ def ways_table() -> Table:
     """
     (first,) = settings(criteria().loc["C11", "against"])
     lines = []
-    for name, groups in _ways({"dense": {"sparsity": 0.0}} | BEFORE | {"trained first": first}):
+    for name, _, groups in _ways({"dense": {"sparsity": 0.0}} | BEFORE | {"trained first": first}):
         line = {"network": name}
         for way, rows in groups.items():
             n = cell(f"({len(rows)})", "count", rows)
@@ -807,15 +852,20 @@ def ways_table() -> Table:
 BEFORE = {"SNIP": {}, "SynFlow": {"method": "synflow"}, "at random": {"method": "random"}}
 
 
-def _ways(ways: dict[str, dict]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Yield each line of `ways_table`: a network and sparsity in words, and the rows of each way to prune it."""
+def _ways(ways: dict[str, dict], profile: str = "short") -> Iterator[tuple[str, str, dict[str, pd.DataFrame]]]:
+    """Yield each line of `ways_table`: network and sparsity in words, the profile, the rows of each way to prune it.
+
+    The profile is that of a network's two lines (`best_profile`).
+    """
     find = finder()
     for model, sparsities in {"lenet300": (0.95, 0.98), "lenet5": (0.98, 0.99)}.items():
-        run = Run(model, "mnist", lr=_rate(model, "mnist", "short", find))
-        for sparsity in sparsities:
-            runs = {way: replace(run, **{"sparsity": sparsity} | fields) for way, fields in ways.items()}
-            rows = {way: find(at_profile("short", sweep(r, seed=SEEDS))) for way, r in runs.items()}
-            yield f"{NAMES[model]}, {100 * sparsity:g} %", rows
+        run = Run(model, "mnist")
+        asked = {(s, way): {"sparsity": s} | fields for s in sparsities for way, fields in ways.items()}
+        groups = {at: sweep(replace(run, **fields), seed=SEEDS) for at, fields in asked.items()}
+        length = best_profile(profile, sum(groups.values(), []), find)
+        rows = {at: find(at_rate(length, group, find)) for at, group in groups.items()}
+        for s in sparsities:
+            yield f"{NAMES[model]}, {100 * s:g} %", length, {way: rows[s, way] for way in ways}
 
 
 def cost_markdown() -> str:

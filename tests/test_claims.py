@@ -588,7 +588,7 @@ def test_where_neither_profile_has_the_seeds_the_one_with_more_judges(world):
         world.rows = []
         world.errors({0.0: STEADY[:n_short]}, profile="short")
         world.errors({0.0: STEADY[:n_paper]})
-        (verdict,) = claims.judge_chapter("02", profile="short")  # a chapter shows the best there is, as the front page
+        (verdict,) = claims.judge_chapter("02", profile="best")
         assert (
             (verdict.profile, verdict.n)
             == (profile, max(n_short, n_paper))
@@ -678,6 +678,64 @@ def test_the_stable_rate_is_that_of_the_profile_the_data_set_and_the_fields_of_i
     world.add(dataclasses.replace(run, dataset="fashion_mnist", batch_size=64), test_error=90.0, diverged=True)
     rates = [r.lr for _, r, _ in claims.claimed_runs(claims.criteria().loc["X1"], "paper", claims.finder())]
     assert rates == [0.03]
+
+
+SPARSITIES = (0.0, 0.5, 0.9)
+SWEEP = sweep(Run("lenet300", "mnist"), sparsity=SPARSITIES, seed=range(20))
+
+
+def best(runs=SWEEP, profile="best", **more):
+    return claims.best_profile(profile, runs, claims.finder(), **more)
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=4))
+def test_the_best_profile_is_the_papers_where_every_group_has_five_seeds_or_as_many_as_short(counts):
+    groups = {s / 10: n for s, n in enumerate(counts)}
+    runs = sweep(Run("lenet300", "mnist", optimizer="adam"), sparsity=groups, seed=range(20))
+
+    def find(asked):
+        return [r for r in asked if r.seed < groups[r.sparsity][r.steps == 125_000]]
+
+    complete = all(many >= 5 or 0 < many >= few for few, many in counts)
+    assert claims.best_profile("best", runs, find) == ("paper" if complete else "short")
+    assert claims.best_profile("best", [*runs, *runs[::-1]], find) == ("paper" if complete else "short")
+
+
+def test_one_group_without_long_runs_keeps_the_whole_experiment_short(world):
+    assert best() == "short"
+    world.errors(dict.fromkeys(SPARSITIES, STEADY), profile="short")
+    for sparsity in SPARSITIES:
+        assert best() == "short"
+        world.errors({sparsity: STEADY[:5]})
+    assert best() == "paper"
+    assert best([*SWEEP, *sweep(STEPS, seed=range(20))]) == "short"  # neither length has them
+    world.errors({0.9: STEADY[:4]})
+    assert best() == "short"
+    world.errors({0.9: STEADY[:4]}, profile="short")
+    assert best() == "paper"
+
+
+def test_the_best_of_a_definite_profile_is_that_profile_and_only_that_one_trains(world):
+    for profile in ("smoke", "short", "paper"):
+        assert best(profile=profile) == best(profile=profile, train_missing=True) == profile
+    with pytest.raises(ValueError, match='To train, choose a definite profile, "smoke", "short" or "paper"'):
+        best(train_missing=True)
+    with pytest.raises(ValueError, match="Unknown profile 'best'"):
+        at_profile("best", SWEEP)
+
+
+def test_an_experiment_never_mixes_profiles_and_each_profile_has_its_own_rate(world):
+    run = Run("lenet5", "mnist", sparsity=0.9)
+    own = [dataclasses.replace(run, **fields) for fields in ({"lr": 0.01}, {"optimizer": "adam"}, {"steps": 0})]
+    dense = dataclasses.replace(run, sparsity=0.0)
+    world.add(dense, profile="short", diverged=True)
+    for one, (lr, profile) in itertools.product((dense, run), ((0.03, "short"), (0.1, "paper"))):
+        world.add(dataclasses.replace(one, lr=lr), profile=profile)
+    for profile, lr, steps in (("short", 0.03, 12_500), ("paper", 0.1, 125_000)):
+        at = claims.at_rate(profile, [dense, run], claims.finder())
+        assert {(r.lr, r.steps) for r in at} == {(lr, steps)}
+        assert claims.at_rate(profile, own, claims.finder()) == at_profile(profile, own)
+    assert best([dense, run]) == "paper"
 
 
 @pytest.mark.parametrize("text", ["colour=red", "rounds", "rounds=", "rounds=one", "structured=yes"])
@@ -907,7 +965,7 @@ def test_the_answer_tells_what_rests_on_a_tenth_of_the_training(world):
     world.errors(dict.fromkeys((0.0, 0.5, 0.9), STEADY), profile="short")
     world.add(STEPS, test_error=plus(STEADY, 3.0), profile="short")
     answer = claims.answer_markdown(claims.verdicts())
-    assert "at up to 90 % sparsity; at a tenth of the training." in answer
+    assert "at up to 90 % sparsity (a tenth of the training)." in answer
     assert "better than one shot?* No for LeNet-300-100 (n = 6); at a tenth of the training." in answer
 
 
@@ -929,7 +987,18 @@ def test_the_answer_says_where_pruning_is_shown_to_cost_more_than_the_margin(wor
         errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
         world.add(Run("lenet300", "mnist", sparsity=sparsity), profile="short", test_error=errors)
     answer = claims.answer_markdown([])
-    assert "It is shown to cost more for LeNet-300-100 at 98 %; at a tenth of the training." in answer
+    assert "It is shown to cost more for LeNet-300-100 at 98 % (a tenth of the training)." in answer
+    for sparsity, gap in {0.0: 0, 0.95: 0.5, 0.98: 0.0}.items():
+        assert "(a tenth of the training)" in claims.answer_markdown([])  # until the longer runs are complete
+        errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
+        world.add(Run("lenet300", "mnist", sparsity=sparsity), test_error=errors)
+    answer = claims.answer_markdown([])
+    assert "It is shown to cost more for LeNet-300-100 at 95 % (the paper's length of training)." in answer
+    for sparsity, gap in {0.0: 0, 0.98: 0.0, 0.99: 3.0}.items():
+        errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
+        world.add(Run("lenet5", "mnist", sparsity=sparsity), profile="short", test_error=errors)
+    both = "LeNet-300-100 at 95 % (the paper's length of training); LeNet-5-Caffe at 99 % (a tenth of the training)."
+    assert both in claims.answer_markdown([])
 
 
 def test_the_answer_tells_what_is_about_masks_alone(world):
@@ -970,7 +1039,7 @@ def test_the_answer_names_the_farthest_number_and_the_sparsity_up_to_which_nothi
     world.add(Run("lenet300", "mnist", sparsity=0.95, score_examples=10_000), test_error=STEADY)
     answer = claims.answer_markdown(claims.verdicts())
     assert (
-        "no more than the margin of 0.3 points for LeNet-300-100 at 50 % sparsity." in answer
+        "points for LeNet-300-100 at 50 % sparsity (the paper's length of training)." in answer
     )  # not 90 %, nor 95 % of another claim
     assert "Of the 2 errors" in answer and "one is reached" in answer
     assert (
