@@ -643,21 +643,21 @@ def _only_scored(run, data: Data) -> dict:
 def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     """Return what the row of a run without a step keeps of its mask, so that pages can show it.
 
-    `mask_sha` names the mask. `gradient` is the norm of each parameter's gradient at the first scoring batch.
-    For seed 0, `picture` counts, of each linear weight, how many connections are kept: per input of the
-    first one, per output of the others; and `mean_image` is the mean of the scoring batches, 0 ... 255. Where
-    one class was scored, at any seed, `class_correlations` has, class by class, the correlation over pixels of
-    the connections kept with the mean image of the batches that would have scored that class.
+    `mask_sha` names the mask. There is more of one shot of SNIP alone. `gradient` is the norm of each parameter's
+    gradient at the first scoring batch. For seed 0, `picture` counts, of each linear weight, how many connections
+    are kept: per input of the first one, per output of the others; and `mean_image` is the mean of the scoring
+    batches, 0 ... 255. Where one class was scored, at any seed, `class_correlations` has, class by class, the
+    correlation over pixels of the connections kept with the mean image of the batches that would have scored it.
     """
     bits = torch.cat([kept.flatten() for kept in mask.values()]).cpu().numpy()
+    found: dict = {"mask_sha": hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:12]}
+    if run.method != "snip" or run.rounds > 1 or run.structured:
+        return found
     x, y = score_batches(run, data)[0]
     loss = SCORE_LOSSES[run.score_loss](model.to(x.device).double()(x.double()), y)
     parameters = prunable(model)
     gradients = torch.autograd.grad(loss, list(parameters.values()))
-    found = {
-        "mask_sha": hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:12],
-        "gradient": {n: rounded(g.norm().item()) for n, g in zip(parameters, gradients, strict=True)},
-    }
+    found["gradient"] = {n: rounded(g.norm().item()) for n, g in zip(parameters, gradients, strict=True)}
     if run.seed and run.score_class < 0:
         return found
     raw = load(run.dataset, seed=run.seed, device=data.x_train.device, pixels="raw")
