@@ -75,11 +75,10 @@ def stacked(run) -> bool:
 
 
 def pays_to_compile(run, n_replicas: int, device: torch.device) -> bool:
-    """Tell whether compiling the step of a group pays: enough steps, and on a CPU no convolution, but a compiler."""
-    if run.steps * n_replicas < COMPILE_STEPS:
+    """Tell whether compiling the step of a group pays: enough steps, no convolution, and on a CPU a compiler."""
+    if run.steps * n_replicas < COMPILE_STEPS or any(isinstance(m, nn.Conv2d) for m in _plain(run.model).modules()):
         return False
-    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in _plain(run.model).modules())
-    return device.type == "cuda" or (not convolves and shutil.which(os.environ.get("CXX", "g++")) is not None)
+    return device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def how_many(run, device: torch.device | str) -> int:
@@ -109,6 +108,7 @@ def memory(run, itemsize: int = 4) -> tuple[int, int]:
     n, shape = len(raw.y_train), tuple(raw.x_train.shape[1:])
     with torch.device("meta"):
         model = MODELS[run.model](shape, raw.n_classes)
+        model = by_patches(model) if stacked(run) else model
         x, y = torch.empty(run.batch_size, *shape), torch.zeros(run.batch_size, dtype=torch.int64)
     kept_for_backward, width = 0, 2 if run.precision == "bf16" else itemsize  # of a number in the passes
 
@@ -139,18 +139,16 @@ def memory(run, itemsize: int = 4) -> tuple[int, int]:
 
 
 class Patches(nn.Conv2d):
-    """A convolution of stride 1 without padding, as one matrix product over the patches of its images.
+    """A convolution of stride 1 without padding, as one matrix product over the patches of each image.
 
-    It is exact up to rounding: the same products, added up in another order. Stacked, it is R matrix products at
+    It is exact up to rounding: the same products, added up in another order. Stacked, it is R x B matrix products at
     once, where a convolution is one of R groups, for which a GPU has slow kernels.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        k1, k2 = self.kernel_size
-        h, w = x.shape[-2] - k1 + 1, x.shape[-1] - k2 + 1
-        shifted = [x[..., i : i + h, j : j + w] for i in range(k1) for j in range(k2)]
-        patches = torch.stack(shifted, -1).permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)  # [B h w, C k1 k2]
-        return F.linear(patches, weight.flatten(1), bias).unflatten(0, (-1, h, w)).permute(0, 3, 1, 2)
+        size = [side - k + 1 for side, k in zip(x.shape[-2:], self.kernel_size, strict=True)]
+        patches = F.unfold(x, self.kernel_size)  # [B, C k k, h w]
+        return (weight.flatten(1) @ patches + bias[:, None]).unflatten(2, size)
 
 
 def by_patches(net: nn.Module) -> nn.Module:
