@@ -37,8 +37,8 @@ SHARED = (
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as in `torch.optim`
 COMPILE_STEPS = 40_000  # model-steps after which half a minute of compiling has paid; measured on a CPU
 CPU_REPLICAS = 4  # measured: 1.8 times the steps of single runs where compiled, and little more beyond
-# Side by side on a GPU, at most. Estimated for an H200 at batch 128: a step of an AlexNet or a VGG takes 0.6 to 1.5 ms,
-# four to six times its arithmetic, for the kernels of its late layers (images of 1 to 8 pixels a side) are too
+# Side by side on a GPU, at most. Measured on an H200 at batch 128 (tests/bench.py): a step of six AlexNets-s takes
+# 3.3 ms, of two VGG-D 3.5 and of six 8.7, for the kernels of the late layers (images of 1 to 8 pixels a side) are too
 # small to fill the GPU. Those of a wide residual network are not: it is trained alone.
 ABREAST = 8
 LARGE = ("wrn_16_8", "wrn_16_10", "wrn_22_8")
