@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .inits import INITS
-from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, sweep
+from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, stamp_of, sweep
 from .tables import (
     Cell,
     Table,
@@ -165,16 +165,12 @@ class Test:
 
 
 def finder() -> Callable[[Iterable[Run]], pd.DataFrame]:
-    """Return a function from runs to the rows there are of them, like `runs.rows_of`, that has read every row.
-
-    They are read again only when a file of rows has changed: a page asks many times.
-    """
-    folder = results_folder().resolve()
-    files = [(path, path.stat()) for path in sorted(folder.glob("*.jsonl"))]
-    return _finder(folder, tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in files))
+    """Return a function from runs to the rows there are of them, like `runs.rows_of`, that has read every row."""
+    folder = results_folder()
+    return _finder(folder, stamp_of(folder))
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # a page asks many times
 def _finder(folder: Path, stamp: tuple) -> Callable[[Iterable[Run]], pd.DataFrame]:
     known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in read_rows(folder).values()}
     columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]

@@ -260,12 +260,23 @@ def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
 
 
 def read_rows(folder: Path) -> dict[str, dict]:
-    """Return every row of a folder by its key.
+    """Return every row of a folder by its key; they are read again only where a file has changed (`stamp_of`).
 
     Raises:
         ValueError: a line is damaged, or a key occurs twice; the sentence names file and line.
     """
-    return _rows_in(sorted(folder.glob("*.jsonl")))
+    return dict(_read(stamp_of(folder)))
+
+
+def stamp_of(folder: Path) -> tuple:
+    """Return what changes when the rows of a folder do: the files with their inode, time and size."""
+    files = [(path, path.stat()) for path in sorted(folder.glob("*.jsonl"))]
+    return tuple((path, stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in files)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(stamp: tuple) -> dict[str, dict]:
+    return _rows_in(path for path, *_ in stamp)
 
 
 def write_rows(new: Iterable[dict], path: Path) -> None:
