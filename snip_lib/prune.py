@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .masks import Mask, checked, collapsed, keep_top, keep_top_per_layer, n_kept
-from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, computed, prunable, shape_of
+from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, computed, held, prunable, shape_of
 from .structured import SIGNED_UNIT_CRITERIA, UNIT_CRITERIA, keep_units, mask_of_units, read_under, units_of
 
 # Bundles of choices where the paper's text and the released code differ, or we would choose otherwise today, as
@@ -181,6 +181,11 @@ def prune(
         scoring["generator"] = generator
 
     mask = None if within is None else dict(checked(within))
+    if mask is None and any(f"{attribute}_mask" in module._buffers for module, attribute, *_ in held(model)):
+        warnings.warn(
+            "The network has a mask, and without within=snip.mask_of(network) what it removed may be kept again.",
+            stacklevel=2,
+        )
     if mask is not None:
         found = prunable(model, biases=prune_biases, **chosen)
         if {n: k.shape for n, k in mask.items()} != {n: p.shape for n, p in found.items()}:

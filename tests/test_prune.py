@@ -265,6 +265,15 @@ def test_what_a_mask_removes_scores_nothing_and_stays_out(scope):
     assert not torch.equal(flat(more), flat(snip.prune(model, x, y, sparsity=0.9, scope=scope, **F64)))
 
 
+@pytest.mark.parametrize("more", [{}, {"structured": True}], ids=str)
+def test_a_masked_network_pruned_without_its_mask_is_warned_of(more):
+    model, (x, y) = net(), batch()
+    snip.apply_mask(model, snip.prune(model, x, y, sparsity=0.5))
+    with pytest.warns(UserWarning, match=r"has a mask, and without within=snip\.mask_of\(network\)"):
+        snip.prune(model, x, y, sparsity=0.5, **more)
+    snip.prune(snip.remove_mask(model), x, y, sparsity=0.5)
+
+
 @pytest.mark.parametrize("method", CRITERIA)
 def test_a_mask_of_everything_changes_nothing(method):
     model, (x, y) = net(), batch()
