@@ -188,15 +188,17 @@ def test_permuting_hidden_units_permutes_the_scores(seed):
     assert torch.allclose(a["4.weight"], b["4.weight"], **close)
 
 
+@pytest.mark.parametrize("method", ["snip", "obd", "obd_fisher"])
 @pytest.mark.parametrize("factor", [2.0**-7, 0.3, 16.0, 1000.0])
-def test_moving_scale_between_relu_layers_leaves_the_scores(factor):
+def test_moving_scale_between_relu_layers_leaves_the_scores(factor, method):
+    """The Hessian's diagonal falls by the square of the factor by which the weight grows: w^2 H stays."""
     model, (x, y) = mlp(), batch()
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin[0].weight.mul_(factor), twin[0].bias.mul_(factor), twin[2].weight.div_(factor)
-    a, b = (CRITERIA["snip"](m, x, y, **F64) for m in (model, twin))
-    assert torch.allclose(flat(a), flat(b), rtol=1e-9, atol=1e-15)
-    masks = [snip.prune(m, x, y, sparsity=0.8, **F64) for m in (model, twin)]
+    a, b = (CRITERIA[method](m, x, y, **F64) for m in (model, twin))
+    assert torch.allclose(flat(a), flat(b), rtol=1e-9, atol=1e-15) and flat(a).any()
+    masks = [snip.prune(m, x, y, sparsity=0.8, method=method, **F64) for m in (model, twin)]
     assert torch.equal(*map(flat, masks))
 
 
