@@ -84,6 +84,12 @@ def keyed(texts: pd.DataFrame, how: str, groups: dict[object, pd.DataFrame | tup
     return Table(zip(*columns, strict=True), texts.index, texts.columns, dtype=object)
 
 
+def quoted(lines: pd.DataFrame, places: int = 2) -> Cell | str:
+    """Return the values of lines of `claims.published()` as a cell, with " → " between them; "" of no line."""
+    text = " → ".join(digits(value, places) for value in lines["value"])
+    return cell(text, " ".join(["paper", *map(str, lines.index)]), ()) if text else ""
+
+
 def both(first: str, second: str) -> str:
     """Return two cells of the same rows as one, with a space between; without keys if one of them has none."""
     text, cells = f"{first} {second}".strip(), [c for c in (first, second) if isinstance(c, Cell)]
@@ -290,12 +296,19 @@ def group_table(
     return table(lines, label) if lines else Table(columns=["n", "diverged", "test error %"]).rename_axis(label)
 
 
-def error_table(rows: pd.DataFrame, paper: pd.DataFrame) -> Table:
-    """Return `group_table` of one model and data set by sparsity; `paper` holds its lines of `published()`."""
+def error_table(rows: pd.DataFrame, paper: pd.DataFrame, others: pd.DataFrame | None = None) -> Table:
+    """Return `group_table` of one model and data set by sparsity, with a column for another reproduction.
+
+    `paper` and `others` hold their lines of `published()`.
+    """
     printed = paper[paper["quantity"] == "test_error"].groupby("sparsity")["value"].unique()
     printed = {f"{100 * s:g}": " / ".join(str(v) for v in values) for s, values in printed.items()}
     groups = {f"{100 * s:g}": group for s, group in rows.groupby("sparsity")}
-    return group_table(groups, dense=rows[rows["sparsity"] == 0], paper=printed, label="sparsity %")
+    found = group_table(groups, dense=rows[rows["sparsity"] == 0], paper=printed, label="sparsity %")
+    if others is not None:
+        theirs = {f"{100 * s:g}": quoted(lines, 3) for s, lines in others.groupby("sparsity")}
+        found["another reproduction"] = [theirs.get(sparsity, "") for sparsity in found.index]
+    return found
 
 
 def rate_table(rows: pd.DataFrame) -> Table:

@@ -419,7 +419,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     paper = pd.DataFrame(printed).astype({"sparsity": float, "value": float})
     at = one[one["sparsity"] == 0.9]
     made_of = {
-        "errors": tables.error_table(one, paper),
+        "errors": tables.error_table(one, paper, paper[paper["quantity"] == "test_error"]),
         "groups": tables.group_table({"at 90": at}, also={"loss": "train_loss"}),
         "with failures": tables.group_table({"at 90": at, "two": two[two["sparsity"] == 0.9]}, dense=at, failed=True),
         "rates": tables.rate_table(frame[frame["sparsity"] == 0]),
@@ -453,6 +453,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     whole = at[at["seed"] != 3]
     errors = made_of["errors"]
     assert errors.index.tolist() == ["0", "90", "95"] and errors["paper"].tolist() == ["", "1.6", "1.7"]
+    assert errors["another reproduction"].tolist() == ["", "1.600", "1.700"]
     assert errors["n"].tolist() == ["4"] * 3 and errors["diverged"].tolist() == ["1"] * 3
     assert errors.loc["90", "diverged"].keys == (keys(at),) and errors.loc["90", "n"].keys == (keys(whole),)
     assert errors.loc["90", "test error %"].keys == (keys(whole),)
