@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .inits import INITS
+from .models import BATCH_NORMS
 from .runs import DEFAULTS, Run, at_profile, read_rows, results_folder, stamp_of, sweep
 from .tables import (
     Cell,
@@ -232,7 +233,9 @@ def claimed_runs(line: pd.Series, profile: str, find: Callable) -> Iterator[tupl
 
 
 def _told(name: str, *values) -> str:
-    """Return a field of a run and its values in words: "init RN against VS-X", "weight decay 0.0005"."""
+    """Return a field of a run and its values in words: "init RN against VS-X", "batch norm eps 0.001"."""
+    if name == "batch_norm":  # what its two settings differ in where nothing is trained
+        name, values = "batch norm eps", [BATCH_NORMS[v]["eps"] for v in values]
     values = [str(v).upper().replace("_", "-") if v in INITS else str(v).replace("_", " ") for v in values]
     return f"{name.replace('_', ' ')} {' against '.join(values)}"
 
@@ -450,6 +453,10 @@ OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "same_layers", "fits", "do
 
 # -------------------------------------------------------------------------------------- verdicts
 
+WORDS = ("reproduced", "in part", "not reproduced")
+REASONS = ("undecided", "too few seeds", "not run yet", "replaced", "other")  # for no verdict: *not tested (why)*
+DENSE_APART = "a dense network not shown to agree with the paper's"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -464,6 +471,7 @@ class Verdict:
     n: int  # seeds of the test that has fewest
     tests: tuple[Test, ...] = field(default=(), repr=False)
     limits: tuple[str, ...] = field(default=(), repr=False)  # why it cannot be better than in part
+    reason: str = field(default="", repr=False)  # one of `REASONS` where it is not tested
 
     def _repr_markdown_(self) -> str:
         return f"**{self.claim} {self.verdict}:** {self.statement} *Evidence:* {self.evidence}."
@@ -475,25 +483,26 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     A test is met if p < 0.05 after Holm's correction over the claim, refuted if the 95 % interval lies wholly
     outside of what the claim allows. All met: reproduced; some: in part; none, and one refuted: not
     reproduced; else undecided, which is *not tested*. At most *in part*: fewer seeds than `min_n`, diverged
-    runs left out, another profile than `paper`, and a dense network not shown to agree with the paper's.
+    runs left out, another profile than `paper`, and a dense network not shown to agree with the paper's. A claim
+    that is decided in ``claims.csv`` is not judged, and has no evidence.
     """
 
-    def verdict(words: str, tests=(), evidence: str = "no evidence", met: bool = False, limits=()) -> Verdict:
+    def verdict(words: str, tests=(), evidence="no evidence", met=False, limits=(), reason="") -> Verdict:
         fewest = min((test.n for test in tests), default=0)
         length = "own" if own_length(line) else profile
         told = (line.name, words, line["statement"], evidence, met, length, fewest)
-        return Verdict(*told, tuple(tests), tuple(limits))
+        return Verdict(*told, tuple(tests), tuple(limits), reason)
 
     if profile == "smoke":
-        return verdict("not tested (the smoke profile)")
-    tests = tests_of(line, profile, find)
+        return verdict("not tested (the smoke profile)", reason="other")
     if line["decided"]:  # nothing more is run for it
-        return verdict(f"not tested ({line['decided']})", tests)
+        return verdict(f"not tested ({line['decided']})", reason="replaced")
+    tests = tests_of(line, profile, find)
     too_few = [test for test in tests if test.n < (1 if line["kind"] in OF_SINGLE_SEEDS else 2)]
     barred = [test.barred for test in tests if test.barred]
     older = "; rows older than the criterion do not count" if any(test.older for test in tests) else ""
     if not any(test.n or test.left_out for test in tests):
-        return verdict(f"not tested (not run yet{older})", tests)
+        return verdict(f"not tested (not run yet{older})", tests, reason="not run yet")
     met, evidence = sum(test.met for test in tests), "no evidence"
     if weakest := _weakest(tests):
         evidence = f"{KINDS[line['kind']][1].format(said=weakest.said)}, criterion: {_words(line)}"
@@ -503,18 +512,18 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
             evidence = f"met in {met} of {len(tests)} tests, the weakest: {evidence}"
     if too_few:
         share = f" in {len(too_few)} of {len(tests)} tests" if len(tests) > 1 else ""
-        return verdict(f"not tested (too few seeds{share}{older})", tests, evidence)
+        return verdict(f"not tested (too few seeds{share}{older})", tests, evidence, reason="too few seeds")
     if barred:
-        return verdict(f"not tested ({barred[0]})", tests, evidence)
+        return verdict(f"not tested ({barred[0]})", tests, evidence, reason="other")
 
     fewest, left_out = min(test.n for test in tests), sum(test.left_out for test in tests)
     limits = {
         f"only {counted(fewest, 'seed')}": fewest < int(line["min_n"]),
         counted(left_out, "diverged run"): left_out > 0,
         f"the {profile} profile": profile != "paper" and not own_length(line),
-        "a dense network not shown to agree with the paper's": not _baseline_agrees(line, profile, find),
+        DENSE_APART: not _baseline_agrees(line, profile, find),
     }
-    limits = [why for why, applies in limits.items() if applies]
+    limits, reason = [why for why, applies in limits.items() if applies], ""
     if met == len(tests):
         words = "in part" if limits else "reproduced"
     elif met:
@@ -522,10 +531,10 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     elif any(test.refuted for test in tests):
         words = "not reproduced"
     else:
-        words = "not tested (undecided, the intervals cross the margin)"
+        words, reason = "not tested (undecided, the intervals cross the margin)", "undecided"
     if limits:
         evidence += f"; limited by {', '.join(limits)}"
-    return verdict(words, tests, evidence, met == len(tests), limits)
+    return verdict(words, tests, evidence, met == len(tests), limits, reason)
 
 
 def counted(n: int, thing: str) -> str:
@@ -586,8 +595,6 @@ def verdicts(profile: str = "best") -> list[Verdict]:
 
 
 # --------------------------------------------------------------- what the front pages show of them
-
-WORDS = ("reproduced", "in part", "not reproduced", "not tested")
 
 
 class Linked(Table):
@@ -694,7 +701,7 @@ def test_table(verdict: Verdict) -> Table:
 
 
 def learning_rates() -> Table:
-    """Return the rate that `stable_rate` gives for each claim of a rate, where the rows of all its seeds are there."""
+    """Return the rate that `stable_rate` gives for each claim of a rate, or how many of its seeds have rows so far."""
     lines, find, found = criteria(), finder(), []
     for claim, line in lines[lines["kind"] == "learning_rate"].iterrows():
         run = Run(line["model"], line["dataset"], **settings(line["fields"])[0])
@@ -703,82 +710,118 @@ def learning_rates() -> Table:
             rate = stable_rate(run, profile, find)
             tried = [r for r in RATES if r >= rate][::-1]
             rows = [find(at_profile(profile, sweep(replace(run, lr=r), seed=range(RATE_SEEDS)))) for r in tried]
-            known = len(rows[0]) == RATE_SEEDS
-            shown[profile] = cell(f"{rate:g}", "stable rate", *rows) if known else "not run yet"
+            known = cell(f"{counted(len(rows[0]), 'seed')} so far", "count", rows[0]) if len(rows[0]) else "not run yet"
+            shown[profile] = cell(f"{rate:g}", "stable rate", *rows) if len(rows[0]) == RATE_SEEDS else known
         found.append(shown)
     return table(found, "claim")
 
 
 def answer_markdown(judged: list[Verdict]) -> str:
-    """Return what SNIP is good for, as far as the verdicts say: three sentences, and four questions by network."""
-    lines = criteria()
-    done = [(lines.loc[v.claim], v) for v in judged if not v.verdict.startswith("not tested")]
+    """Return what SNIP is good for, as far as the verdicts say: a sentence, what is behind it, and four questions."""
+    done = [(criteria().loc[v.claim], v) for v in judged if not v.reason]
+    found = [*_costs_of_pruning(done), _printed_errors(done), _lengths(done), "", "By question:", ""]
+    return "\n".join([*found, *_questions(judged), _beside_other_masks()])
 
-    free: dict[str, list[str]] = {}
-    costly: dict[str, list[str]] = {}
-    margins = []
+
+def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
+    """Yield a sentence on how much can go at which cost, and a line each of what costs nothing, is open, costs more."""
+    free, between, costly = {}, {}, {}  # profile -> what was found there
+    can, cannot, margins = {}, {}, []  # network -> the most that is free, the least that is not
     for line, v in done:
-        met = list(itertools.takewhile(lambda test: test.met, v.tests))
-        if line["kind"] == "no_loss" and not line["against"] and met:
-            up_to = "at up to" if len(met) > 1 else "at"
-            where = f"{NAMES[line['model']]} {met[-1].where.replace('at', up_to)} sparsity"
-            free.setdefault(v.profile, []).append(where)
-            margins.append(line["margin"])
-    first = "No network is shown yet to lose nothing where SNIP prunes it."
-    if free:
-        margin = " or ".join(dict.fromkeys(margins))
-        first = f"One shot before any training costs no more than the margin of {margin} points for {_by_length(free)}."
-    for name, length, rows in _ways({"SNIP": {}, "dense": {"sparsity": 0.0}}, "best"):
+        met, name = list(itertools.takewhile(lambda test: test.met, v.tests)), NAMES.get(line["model"])
+        if line["kind"] != "no_loss" or line["against"] or not met:
+            continue
+        can[name] = met[-1].where.removeprefix("at ")
+        end = ", as far as its claim goes" if len(met) == len(v.tests) else ""
+        up_to = "at up to" if len(met) > 1 else "at"
+        free.setdefault(v.profile, []).append(f"{name} {up_to} {can[name]}{end}")
+        margins.append(line["margin"])
+        for test in v.tests[len(met) :]:
+            if test.refuted and test.said.startswith("+"):
+                costly.setdefault(v.profile, []).append(f"{name} {test.where}")
+                cannot.setdefault(name, test.where.removeprefix("at "))
+            elif not test.met and not test.refuted:
+                between.setdefault(v.profile, []).append(f"{name} {test.where}, where it costs {test.said} points")
+    for at, length, rows in _ways({"SNIP": {}, "dense": {"sparsity": 0.0}}, "best"):
         if _costs(rows):
-            costly.setdefault(length, []).append(name.replace(", ", " at "))
+            name, share = at.split(", ")
+            costly.setdefault(length, []).append(f"{name} at {share}")
+            cannot.setdefault(name, share)
+    first = "No network is shown yet to lose nothing where SNIP prunes it"
+    if can:
+        taken = " and ".join(f"{share} from {name}" for name, share in can.items())
+        first = f"Of a network's connections SNIP can take {taken}, before any training, at no cost that counts"
+    more = " or ".join(f"{share} from {name}" for name, share in cannot.items())
+    more = f"; to take {more} is shown to cost more" if more else ""
+    yield f"**In short:** {first}{more}."
+    yield ""
+    if free:
+        within = f"at most the margin of {' or '.join(dict.fromkeys(margins))} points of error"
+        yield f"- **No cost that counts** ({within}): {_by_length(free)}."
+    if between:
+        yield f"- **Undecided** (not shown to lie within the margin, nor beyond it): {_by_length(between)}."
     if costly:
-        first += f" It is shown to cost more for {_by_length(costly)}."
+        yield f"- **Shown to cost more:** {_by_length(costly)}."
 
+
+def _printed_errors(done: list[tuple[pd.Series, Verdict]]) -> str:
+    """Return in a line how many of Table 1's errors of LeNets pruned by SNIP are reached, and the farthest one."""
+    lines = criteria()
     printed = lines[(lines["kind"] == "value") & (lines["sparsities"] != "0")]
     far = [(line, v) for line, v in done if line.name in printed.index]
-    second = "Of the errors that the paper prints for the pruned LeNets, none is tested yet."
-    if far:
-        line, v = max(far, key=lambda pair: abs(float(pair[1].tests[0].said.split()[0]) - float(pair[0]["paper"])))
-        met, test = sum(v.met for _, v in far), v.tests[0]
-        reached = {0: "none is", 1: "one is"}.get(met, f"{met} are")
-        left = len(printed) - len(far)
-        reached += f" reached within the margin{f', {left} not decided' if left else ''}"
-        second = (
-            f"Of the {len(printed)} errors that the paper prints for the pruned LeNets, {reached}; "
-            f"the farthest is {NAMES[line['model']]} {test.where} sparsity, with "
-            f"{test.said.split()[0]} % where the paper has {line['paper']} %{_trained(v)}."
-        )
-    of_short = sum(v.profile == "short" for v in judged if not v.verdict.startswith("not tested"))
-    third = f"Of the {len(done)} verdicts there are, {of_short} rest on a tenth of the paper's length of training"
+    if not far:
+        return "- **The paper's own errors:** Of those of Table 1 for the LeNets pruned by SNIP, none is tested yet."
+    line, v = max(far, key=lambda pair: abs(float(pair[1].tests[0].said.split()[0]) - float(pair[0]["paper"])))
+    met, test = sum(v.met for _, v in far), v.tests[0]
+    reached = {0: "none is", 1: "one is"}.get(met, f"{met} are")
+    reached += " reached within the margin"
+    left = len(printed) - len(far)
+    return (
+        f"- **The paper's own errors:** Of the {len(printed)} errors of Table 1 for the LeNets pruned by SNIP, "
+        f"{reached}{f', {left} not decided' if left else ''}; the farthest is {NAMES[line['model']]} {test.where}, "
+        f"with {test.said.split()[0]} % where the paper has {line['paper']} %{_trained(v)}."
+    )
+
+
+def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
+    """Return in a line how many verdicts rest on shorter training, and how many on none."""
+    of_short = sum(v.profile == "short" for _, v in done)
+    text = f"Of the {len(done)} verdicts there are, {of_short} rest on a tenth of the paper's length of training"
     whole = [line for line, v in done if v.verdict == "reproduced"]
     of_masks = sum(all(fields.get("steps") == 0 for fields in settings(line["fields"])) for line in whole)
     if whole:
-        third += f"; of the {len(whole)} *reproduced*, {of_masks} are about masks alone, without any training"
+        some = "all" if of_masks == len(whole) else of_masks or "none"
+        text += f"; *reproduced* are {len(whole)}, {some} of them about masks alone, without any training"
+    return f"- **Length of training:** {text}."
 
+
+def _questions(judged: list[Verdict]) -> list[str]:
+    """Return three questions about kinds of claims, a line each, with the answer for each network."""
+    lines = criteria()
     asked = [
         ("03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
         ("04_modern_architectures", "no_loss", "Do modern networks lose no more than {margin} points?"),
         ("09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
     ]
+    order = ("yes", "in", "no", "undecided", "one", "too", "not", "other")  # first words of `_standing`
     questions = []
     for chapter, kind, question in asked:
         found = lines[(lines["chapter"] == chapter) & (lines["kind"] == kind)]
         by_standing: dict[tuple[str, str], list[str]] = {}
-        for v in sorted(judged, key=lambda v: ("yes", "in", "no", "undecided", "not").index(_standing(v).split()[0])):
-            if v.claim in found.index:
-                about = ["whole units"] if "structured=true" in found.loc[v.claim, "fields"] else []
-                about += [f"n = {v.n}"] if v.n else []
-                who = NAMES[found.loc[v.claim, "model"]] + (f" ({', '.join(about)})" if about else "")
-                by_standing.setdefault((_standing(v), _trained(v)), []).append(who)
+        of = [v for v in judged if v.claim in found.index and v.reason != "replaced"]
+        for v in sorted(of, key=lambda v: order.index(_standing(v).split()[0])):
+            about = ["whole units"] if "structured=true" in found.loc[v.claim, "fields"] else []
+            about += [f"n = {v.n}"] if v.n > 1 else []
+            who = NAMES[found.loc[v.claim, "model"]] + (f" ({', '.join(about)})" if about else "")
+            by_standing.setdefault((_standing(v), _trained(v)), []).append(who)
         lengths = {trained for how, trained in by_standing if how != "not run yet"}
         parts = [
-            f"{how} for {', '.join(who) if len(who) < 4 else f'{len(who)} networks'}{trained * (len(lengths) > 1)}"
-            for (how, trained), who in by_standing.items()
+            f"{how} for {', '.join(who)}{trained * (len(lengths) > 1)}" for (how, trained), who in by_standing.items()
         ]
         answer = ("; ".join(parts) or "not asked yet") + (lengths.pop() if len(lengths) == 1 else "")
         asking = question.format(margin=" or ".join(dict.fromkeys(found["margin"])))
         questions.append(f"- *{asking}* {answer[0].upper()}{answer[1:]}.")
-    return "\n".join([f"{first} {second} {third}.", "", *questions, _beside_other_masks()])
+    return questions
 
 
 def _costs(rows: dict[str, pd.DataFrame]) -> bool:
@@ -821,27 +864,27 @@ def _beside_other_masks() -> str:
 def _standing(v: Verdict) -> str:
     """Return what a verdict answers to the question whether its claim holds, in a word or a few."""
     met, n = [test.where for test in v.tests if test.met], len(v.tests)
-    if v.verdict.startswith("not tested"):
-        return "undecided" if any(test.n for test in v.tests) else "not run yet"
     part = f"in {len(met)} of {n} tests ({', '.join(met)})"
-    return "yes" if len(met) == n else "no" if v.verdict == "not reproduced" else part
+    answer = "yes" if len(met) == n else "no" if v.verdict == "not reproduced" else part
+    answer = ("one seed only" if v.reason == "too few seeds" and v.n == 1 else v.reason) or answer
+    return answer + (f" (with {DENSE_APART})" if DENSE_APART in v.limits else "")
 
 
 def ways_table() -> Table:
-    """Return the test errors of the LeNets by sparsity and way to prune, `short` profile: mean ± sample sd (n).
+    """Return the test errors of the LeNets by sparsity and way to prune, at the `short` profile: mean ± sample sd (n).
 
     Runs that failed count with the error that they ended with. The last column is what SNIP is compared with in
     C11 and C12: trained to the end, then pruned by magnitude and retrained, which takes twice the steps.
     """
     (first,) = settings(criteria().loc["C11", "against"])
-    lines = []
+    lines, index = [], "network, a tenth of the training"
     for name, _, groups in _ways({"dense": {"sparsity": 0.0}} | BEFORE | {"trained first": first}):
-        line = {"network": name}
+        line = {index: name}
         for way, rows in groups.items():
             n = cell(f"({len(rows)})", "count", rows)
             line[way] = both(spread(rows, failed=True), n) if len(rows) else "not run yet"
         lines.append(line)
-    return table(lines, "network")
+    return table(lines, index)
 
 
 # Ways to prune that need no training first.
@@ -875,28 +918,42 @@ def cost_markdown() -> str:
     )
 
 
+def _by_standing(judged: list[Verdict]) -> dict[str, list[Verdict]]:
+    """Return the verdicts by their word, and those of claims that are not tested by the reason."""
+    return {word: [v for v in judged if (v.reason or v.verdict) == word] for word in (*WORDS, *REASONS)}
+
+
 def summary_markdown() -> str:
     """Return the answer, how the verdicts stand section by section, with links, and what the rows cost."""
     judged, lines = verdicts(), criteria()
-    table_lines = [f"| | {' | '.join(WORDS)} |", "|---|" + "---|" * len(WORDS)]
+    heads = (*WORDS, "undecided", "no verdict")
+
+    def links(found: list[Verdict]) -> str:
+        return ", ".join(chapter_link(v.claim, lines.loc[v.claim, "chapter"], "../notebooks/") for v in found)
+
+    def table_line(about: str, of: list[Verdict], told: Callable[[list[Verdict]], str]) -> str:
+        by = {word: told(found) for word, found in _by_standing(of).items() if found}
+        without = "; ".join(f"{reason}: {by[reason]}" for reason in REASONS[1:] if reason in by)
+        return f"| {about} | {' | '.join([*(by.get(word, '') for word in heads[:-1]), without])} |"
+
+    table_lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for chapter, group in lines[lines["kind"] != "learning_rate"].groupby("chapter", sort=False):
         about = f"{_heading(chapter, '# ') or chapter} ({', '.join(sorted(set(group['section'])))})"
-        cells = [[v.claim for v in judged if v.claim in group.index and v.verdict.startswith(w)] for w in WORDS]
-        linked = [", ".join(chapter_link(c, chapter, "../notebooks/") for c in claims) for claims in cells]
-        table_lines.append(f"| {chapter_link(about, chapter, '../notebooks/')} | {' | '.join(linked)} |")
-    totals = [str(sum(v.verdict.startswith(w) for v in judged)) for w in WORDS]
-    table_lines.append(f"| **all {len(judged)}** | {' | '.join(totals)} |")
+        about = chapter_link(about, chapter, "../notebooks/")
+        table_lines.append(table_line(about, [v for v in judged if v.claim in group.index], links))
+    table_lines.append(table_line(f"**all {len(judged)}**", judged, lambda found: str(len(found))))
     return "\n\n".join([answer_markdown(judged), "\n".join(table_lines), cost_markdown(), ""])
 
 
 def headline_markdown() -> str:
     """Return the answer and the verdicts in a few lines, for the README."""
-    judged = verdicts()
-    replaced = sum("replaced" in v.verdict for v in judged)
-    of_all = f"Of the {len(judged)} claims{f', {replaced} of them replaced by others' if replaced else ''}:"
-    found = [answer_markdown(judged), "", of_all, ""]
-    for word in WORDS:
-        claims = [v.claim for v in judged if v.verdict.startswith(word)]
-        named = f": {', '.join(claims)}" if claims and word != "not tested" else ""
-        found.append(f"- **{word}** ({len(claims)} of {len(judged)}){named}")
+    judged, least = verdicts(), criteria()["min_n"]
+    found = [answer_markdown(judged), "", f"Of the {len(judged)} claims:", ""]
+    for word, group in _by_standing(judged).items():
+        named = ", ".join(v.claim for v in group)
+        if word == "undecided":  # with the seeds that were asked for, or still with fewer
+            few = {v.claim: f" (only {counted(v.n, 'seed')})" for v in group if v.n < int(least[v.claim])}
+            word, named = "tested, but undecided", ", ".join(v.claim + few.get(v.claim, "") for v in group)
+        if group or word in WORDS:
+            found.append(f"- **{word}** ({len(group)} of {len(judged)}){f': {named}' if named else ''}")
     return "\n".join(found) + "\n"
