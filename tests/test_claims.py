@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import io
 import itertools
 import json
@@ -921,6 +922,13 @@ def test_a_rate_is_shown_once_all_of_its_seeds_have_rows(world):
 
 def test_no_row_was_made_with_uncommitted_changes(committed):
     assert not any(row["dirty"] for row in read_rows(committed).values())
+
+
+def test_every_row_was_made_with_the_library_of_its_commit(committed, root):
+    for commit, library in {(row["commit"], row["library"]) for row in read_rows(committed).values()}:
+        files = sorted(f for f in git(root, "ls-tree", "--name-only", commit, "snip_lib/").split() if f.endswith(".py"))
+        sources = "".join(git(root, "show", f"{commit}:{file}") for file in files)
+        assert hashlib.sha256(sources.encode()).hexdigest()[:12] == library, commit
 
 
 def test_rows_stay_small(committed):
