@@ -23,8 +23,9 @@ MARKERS = "osD^v"
 
 def line_colour(i: int) -> tuple[float, float, float]:
     """Return the RGB colour of line i: no pink or yellow, which are faint on white, nor grey, which is for chance."""
-    places = (0, 1, 2, 3, 4, 5, 9)
-    return sns.color_palette("colorblind")[places[i % len(places)]]
+    palette = sns.color_palette("colorblind")
+    colours = [*(palette[place] for place in (0, 1, 2, 3, 4, 5, 9)), (0.0, 0.0, 0.0)]
+    return colours[i % len(colours)]
 
 
 def style() -> None:
@@ -479,7 +480,7 @@ def before_and_after(lines: pd.DataFrame, *, margin: float) -> plt.Figure:
 
     `lines` has the index of names and the columns dense, dense_sd, pruned, pruned_sd, change, low, high (the
     interval of the change), paper_dense, paper_pruned; NaN where there is none. Filled: ours; hollow: the paper's.
-    A band marks differences within ± `margin`.
+    A band marks differences within ± `margin`. The axis of errors is logarithmic.
     """
     size = (8.6, 1.2 + 0.42 * len(lines))
     figure, (errors, changes) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
@@ -496,7 +497,9 @@ def before_and_after(lines: pd.DataFrame, *, margin: float) -> plt.Figure:
         changes.errorbar([line.change], [y + 0.17], xerr=ends, marker="D", color=orange, ls="none", capsize=3)
     changes.axvspan(-margin, margin, color="0.92", lw=0, zorder=-2)
     changes.axvline(0, color="0.5", lw=1, zorder=-1)
-    errors.set(xlabel="test error (%)", xlim=(0, None), yticks=range(len(lines)), yticklabels=lines.index)
+    errors.set(xlabel="test error (%)", xscale="log", yticks=range(len(lines)), yticklabels=lines.index)
+    errors.set_xticks(ticks := [0.5, 1, 2, 5, 10, 20, 50], [f"{tick:g}" for tick in ticks])
+    errors.minorticks_off()
     changes.set(xlabel="pruned − dense (points)")
     errors.invert_yaxis()
     marks = {"dense": {"marker": "o", "color": blue}, "pruned": {"marker": "D", "color": orange}}

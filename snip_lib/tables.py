@@ -437,21 +437,23 @@ def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error") -> T
     """Return a column of rows by group (a line) and sparsity (a column): mean [95 % interval] over all seeds.
 
     A run that failed counts with the value that it ended with, for to leave it out would favour the way that
-    fails; a dash stands where one ended without a finite value. "failed" counts those that diverged or only guess,
-    and those that are disconnected (`is_cut_off`), whatever their labels. `n` is the smallest number of seeds in a
-    column.
+    fails; a dash stands where one ended without a finite value. Failed are those that diverged or only guess, and
+    those that are disconnected (`is_cut_off`), whatever their labels: a cell says how many of its runs did, "failed"
+    counts them in all. `n` is the smallest number of seeds in a column.
     """
     lines = []
     for name, rows in groups.items():
         line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
-        failed = int((rows["diverged"].astype(bool) | is_cut_off(rows)).sum())
-        line["failed"] = cell(str(failed), "failed", rows) if len(rows) else ""
+        failed = rows["diverged"].astype(bool) | is_cut_off(rows)
+        line["failed"] = cell(str(failed.sum()), "failed", rows) if len(rows) else ""
         for sparsity in _sparsities(groups):
             group = rows[rows["sparsity"] == sparsity]
             values, how = group[field].astype(float), f"mean and interval {field}"
             shown = cell("–", how, group) if len(group) else ""
             if len(group) and values.notna().all():
                 shown = estimate(values, how, group, places=PLACES.get(field, 2), sign="")
+            if n := failed[group.index].sum():
+                shown = both(shown, cell(f"({n} failed)", "failed", group))
             line[f"{100 * sparsity:g} %"] = shown
         lines.append(line)
     return table(lines, "method")
@@ -472,6 +474,12 @@ def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> 
         lines.append(line)
     names = [f"{ours} − {theirs}" for ours, theirs in pairs]
     return table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
+
+
+def where_lower(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
+    """Return at which sparsities our test error is lower, with the whole interval of the paired difference below 0."""
+    at = {s: (ours[ours["sparsity"] == s], theirs[theirs["sparsity"] == s]) for s in sorted(set(ours["sparsity"]))}
+    return ", ".join(f"{100 * s:g} %" for s, groups in at.items() if interval(paired(*groups))[2] < 0) or "none"
 
 
 def _sparsities(groups: dict[str, pd.DataFrame]) -> list[float]:

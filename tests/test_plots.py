@@ -214,10 +214,18 @@ def test_names_of_the_papers_points_lie_on_no_line_and_on_no_other_name():
 
 def test_lines_have_colours_of_their_own_that_stand_out_on_white():
     """Contrast as WCAG 2 defines it: 1 is none; the palette's pink and yellow stay below 2."""
-    colours = np.array([plots.line_colour(i) for i in range(7)])
-    assert len(np.unique(colours, axis=0)) == len(plots.MARKERS) + 2
+    colours = np.array([plots.line_colour(i) for i in range(8)])
+    assert len(np.unique(colours, axis=0)) == 8
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     assert (1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)).min() > 2
+
+
+def test_an_error_is_lower_where_the_whole_interval_of_the_difference_is():
+    theirs = pd.DataFrame([{"sparsity": s, "seed": i, "test_error": 5.0} for s in (0.9, 0.95, 0.99) for i in range(3)])
+    ours = theirs.assign(test_error=[4.0, 4.1, 3.9, 4.0, 6.0, 3.0, 4.0, 4.1, 3.9])
+    assert tables.where_lower(ours, theirs) == "90 %, 99 %"
+    assert tables.where_lower(ours, theirs[:7]) == "90 %"  # one pair alone tells nothing
+    assert tables.where_lower(theirs, ours) == tables.where_lower(ours[:0], theirs) == "none"
 
 
 def test_what_is_said_of_rows_carries_their_keys_and_how_it_was_computed():
