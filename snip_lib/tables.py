@@ -452,8 +452,8 @@ def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error") -> T
             shown = cell("–", how, group) if len(group) else ""
             if len(group) and values.notna().all():
                 shown = estimate(values, how, group, places=PLACES.get(field, 2), sign="")
-            if n := failed[group.index].sum():
-                shown = both(shown, cell(f"({n} failed)", "failed", group))
+            if n := failed[group.index].sum():  # no line breaks between the number and its word
+                shown = both(shown, cell(f"({n}\u00a0failed)", "failed", group))
             line[f"{100 * sparsity:g} %"] = shown
         lines.append(line)
     return table(lines, "method")

@@ -340,18 +340,18 @@ def test_every_run_counts_with_the_error_that_it_ended_with():
     )
     table = by_sparsity({"SNIP": ours, "FORCE": ours.iloc[:0]})
     unfinished = by_sparsity({"SNIP": ours.assign(test_error=[3.0, None, 90.0])}).loc["SNIP"].tolist()
-    assert unfinished == ["1", "1", "–", "90.00 (1 failed)"]  # one of two has no value: there is no mean of all
+    assert unfinished == ["1", "1", "–", "90.00 (1\u00a0failed)"]  # one of two has no value: there is no mean of all
     cut = ours.assign(diverged=False, kept=[FULL | {"fc2.weight": 0}, FULL, FULL])
     assert by_sparsity({"SNIP": cut}, "effective_sparsity").loc["SNIP", "failed"] == "2"  # whatever its labels
     assert table.columns.tolist() == ["n", "failed", "98 %", "99.5 %"]
     # 3.5 ± 12.706 (Student's t with one degree of freedom) * 0.7071 / sqrt(2), cut at 0
-    assert table.loc["SNIP"].tolist() == ["1", "1", "3.50 [0.00, 9.85]", "90.00 (1 failed)"]
+    assert table.loc["SNIP"].tolist() == ["1", "1", "3.50 [0.00, 9.85]", "90.00 (1\u00a0failed)"]
     assert table.loc["FORCE"].tolist() == ["not run yet", "", "", ""]
     assert table.loc["SNIP", "98 %"].keys == (("a", "b"),)
     assert by_sparsity({"SNIP": ours.iloc[:0]}).loc["SNIP"].tolist() == ["not run yet", ""]
     none = by_sparsity({"SNIP": ours.iloc[:0], "FORCE": ours.iloc[:0]})  # one line for all of them
     assert none.index.tolist() == ["all 2"] and none["n"].tolist() == ["not run yet"]
-    assert by_sparsity({"SNIP": ours}, "effective_sparsity").loc["SNIP", "99.5 %"] == "1.00 (1 failed)"
+    assert by_sparsity({"SNIP": ours}, "effective_sparsity").loc["SNIP", "99.5 %"] == "1.00 (1\u00a0failed)"
 
 
 def test_gains_are_paired_by_seed():

@@ -472,7 +472,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     assert made_of["by sparsity"].loc["two", "n"] == "4" and made_of["by sparsity"].loc["two", "failed"] == "2"
     assert made_of["by sparsity"].loc["one", "90 %"].keys == (keys(at),)  # failures count
     assert made_of["odd"].loc["odd", "failed"] == "1" and made_of["odd"].loc["odd", "90 %"] == "–"
-    assert made_of["odd"].loc["odd", "95 %"].endswith("(1 failed)")
+    assert made_of["odd"].loc["odd", "95 %"].endswith("(1\u00a0failed)")
     assert "[" in made_of["odd"].loc["odd", "95 %"]
     both = two[(two["sparsity"] == 0.9) & two["seed"].isin(range(1, 5))], at[at["seed"].isin(range(1, 5))]
     assert made_of["gains"].loc["90", "two − one"].keys == tuple(map(keys, both))
