@@ -152,11 +152,11 @@ class Patches(nn.Conv2d):
 
 
 def by_patches(net: nn.Module) -> nn.Module:
-    """Return a copy of `net` whose plain convolutions, of stride 1 without padding, are `Patches`."""
+    """Return a copy of `net` whose plain convolutions, with a bias, of stride 1 and without padding, are `Patches`."""
     net = copy.deepcopy(net)
     for module in net.modules():
         plain = type(module) is nn.Conv2d and module.padding == (0, 0) and module.groups == 1
-        if plain and module.stride == module.dilation == (1, 1):
+        if plain and module.stride == module.dilation == (1, 1) and module.bias is not None:
             module.__class__ = Patches
     return net
 
