@@ -519,12 +519,7 @@ def obd_fisher(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
         ValueError: the output or `y` is no tensor, or they differ in that dimension.
     """
     with trial(model, x, y, **scoring) as t:
-        output, leaves = t.output(), list(t.masked.values())
-        if not all(isinstance(part, Tensor) and part.dim() for part in (output, t.y)) or len(output) != len(t.y):
-            raise ValueError(
-                "obd_fisher takes examples one by one: the output and y are tensors with the same first dimension, "
-                f"not {shape_of(output)} and {shape_of(t.y)}."
-            )
+        output, leaves = _by_example(t, "obd_fisher"), list(t.masked.values())
         fisher = {name: torch.zeros_like(w) for name, w in t.weights.items()}
         for b in range(len(output)):
             value = t.loss_of(output[b : b + 1], t.y[b : b + 1])
@@ -532,6 +527,51 @@ def obd_fisher(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
             for f, grad in zip(fisher.values(), grads, strict=True):
                 f += grad**2 / len(output)
         return {name: f * t.weights[name] ** 2 / 2 for name, f in fisher.items()}
+
+
+def obd_gauss_newton(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
+    """Return n_jj w_j^2 / 2 with n = sum over examples of J_b' H_b J_b, the Gauss-Newton part of the Hessian.
+
+    J_b is the derivative of the output of example b in the weights, H_b the Hessian of the loss in that output
+    [K, K]. Where the output is piecewise linear in each single weight, as with ReLU and max pooling and without
+    statistics of the batch, the other part has no diagonal: these are the scores of `obd`, exactly, by one backward
+    pass for each example and output and not for each connection. Elsewhere it is an approximation, and the one that
+    Optimal Brain Damage makes (LeCun et al., 1990). The loss is a sum or mean over examples; non-negative where it
+    is convex in the output, like cross-entropy.
+
+    Raises:
+        ValueError: the output or `y` is no tensor, or they differ in their first dimension.
+    """
+    with trial(model, x, y, **scoring) as t:
+        output, leaves = _by_example(t, "obd_gauss_newton"), list(t.masked.values())
+        t.loss_of(output, t.y)  # refuses what cannot be scored
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        with _second_derivatives():  # of the loss alone
+            logits = output.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(t.loss_of(logits, t.y), logits, create_graph=True)
+            columns = slope.flatten(1).sum(0)  # of one example each: no other enters its derivative
+            if not columns.requires_grad:  # the loss is linear in the output
+                columns = columns + 0 * logits.sum()
+            rows = [torch.autograd.grad(column, logits, **options)[0].flatten(1) for column in columns]
+        values, vectors = torch.linalg.eigh(torch.stack(rows, 1))  # H_b = sum of value * vector vector'
+        diagonal = {name: torch.zeros_like(w) for name, w in t.weights.items()}
+        for one, scales, directions in zip(output.flatten(1), values, vectors.mT, strict=True):
+            for scale, direction in zip(scales, directions, strict=True):
+                grads = torch.autograd.grad(one @ direction, leaves, **options)
+                for n, grad in zip(diagonal.values(), grads, strict=True):
+                    n += scale * grad**2
+        return {name: n * t.weights[name] ** 2 / 2 for name, n in diagonal.items()}
+
+
+def _by_example(t: Trial, method: str) -> Tensor:
+    """Return the output, one line an example; ValueError: it is not, or `y` is not."""
+    output = t.output()
+    if not all(isinstance(part, Tensor) and part.dim() for part in (output, t.y)) or len(output) != len(t.y):
+        raise ValueError(
+            f"{method} takes examples one by one: the output and y are tensors with the same first dimension, "
+            f"not {shape_of(output)} and {shape_of(t.y)}."
+        )
+    return output
 
 
 @contextlib.contextmanager
@@ -557,6 +597,7 @@ CRITERIA: dict[str, Callable[..., Scores]] = {
     "synflow": synflow,
     "obd": obd,
     "obd_fisher": obd_fisher,
+    "obd_gauss_newton": obd_gauss_newton,
 }
 # Criteria that are the absolute value of something signed, which adds up over batches before it is taken.
 SIGNED: dict[str, Callable[..., Scores]] = {"snip": connection_gradients, "exact": loss_changes}

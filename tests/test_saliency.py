@@ -16,6 +16,7 @@ from snip_lib.models import MODELS
 from snip_lib.saliency import CRITERIA, connection_gradients, exact_arithmetic, loss_changes, prunable
 
 F64 = {"dtype": torch.float64}
+BY_EXAMPLE = ["obd_fisher", "obd_gauss_newton"]
 
 
 def flat(tensors):
@@ -63,6 +64,12 @@ NETWORKS = {
     "dilated conv3d": (
         lambda: nn.Sequential(nn.Conv3d(1, 3, 2, dilation=2), nn.Flatten(), nn.Linear(3, 3)),
         (1, 3, 3, 3),
+    ),
+    "max pooling": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3)
+        ),
+        (1, 5, 5),
     ),
     "RNN": (lambda: Recurrent(nn.RNN), (6, 4)),
     "LSTM": (lambda: Recurrent(nn.LSTM), (6, 4)),
@@ -188,7 +195,7 @@ def test_permuting_hidden_units_permutes_the_scores(seed):
     assert torch.allclose(a["4.weight"], b["4.weight"], **close)
 
 
-@pytest.mark.parametrize("method", ["snip", "obd", "obd_fisher"])
+@pytest.mark.parametrize("method", ["snip", "obd", "obd_fisher", "obd_gauss_newton"])
 @pytest.mark.parametrize("factor", [2.0**-7, 0.3, 16.0, 1000.0])
 def test_moving_scale_between_relu_layers_leaves_the_scores(factor, method):
     """The Hessian's diagonal falls by the square of the factor by which the weight grows: w^2 H stays."""
@@ -322,7 +329,7 @@ class Bag(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [dict, tuple])
-@pytest.mark.parametrize("method", [m for m in CRITERIA if m != "obd_fisher"])
+@pytest.mark.parametrize("method", [m for m in CRITERIA if m not in BY_EXAMPLE])
 def test_batches_may_be_tuples_and_dicts(method, kind):
     model, (x, y) = Bag(kind), batch()
     loss = lambda out, y: F.cross_entropy(out[model.key], y[model.key])  # noqa: E731
@@ -362,7 +369,7 @@ def test_a_packed_sequence_is_scored_in_either_precision():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch 2.11's own, when it compiles first
-@pytest.mark.parametrize("method", ["grasp", "obd", "obd_fisher"])
+@pytest.mark.parametrize("method", ["grasp", "obd", *BY_EXAMPLE])
 def test_a_compiled_network_is_scored_as_the_one_inside(method):
     model, (x, y) = mlp(), batch()
     scores = CRITERIA[method](torch.compile(model), x, y, **F64)
@@ -385,13 +392,14 @@ def test_outputs_without_a_tensor_are_refused_and_what_is_none_among_them_is_pas
         CRITERIA["synflow"](model, x[None])
 
 
-def test_examples_that_come_one_by_one_lie_in_the_first_dimension_of_output_and_labels():
+@pytest.mark.parametrize("method", BY_EXAMPLE)
+def test_examples_that_come_one_by_one_lie_in_the_first_dimension_of_output_and_labels(method):
     model, (x, y) = Bag(dict), batch()
     loss = lambda out, y: F.cross_entropy(out if isinstance(out, torch.Tensor) else out["a"], y)  # noqa: E731
-    with pytest.raises(ValueError, match="obd_fisher takes examples one by one: the output and y are tensors"):
-        CRITERIA["obd_fisher"](model, {"a": x}, y, loss=loss, **F64)
-    with pytest.raises(ValueError, match="obd_fisher takes examples one by one"):
-        CRITERIA["obd_fisher"](mlp(), x, y[:-1], loss=lambda out, y: F.cross_entropy(out[: len(y)], y), **F64)
+    with pytest.raises(ValueError, match=f"{method} takes examples one by one: the output and y are tensors"):
+        CRITERIA[method](model, {"a": x}, y, loss=loss, **F64)
+    with pytest.raises(ValueError, match=f"{method} takes examples one by one"):
+        CRITERIA[method](mlp(), x, y[:-1], loss=lambda out, y: F.cross_entropy(out[: len(y)], y), **F64)
 
     class Named(nn.Module):
         def __init__(self):
@@ -401,8 +409,8 @@ def test_examples_that_come_one_by_one_lie_in_the_first_dimension_of_output_and_
         def forward(self, x):
             return self.net(x["a"])
 
-    scores = CRITERIA["obd_fisher"](Named(), {"a": x.float()}, y, **F64)  # the input may be anything
-    for name, expected in CRITERIA["obd_fisher"](model.net, x.float(), y, **F64).items():
+    scores = CRITERIA[method](Named(), {"a": x.float()}, y, **F64)  # the input may be anything
+    for name, expected in CRITERIA[method](model.net, x.float(), y, **F64).items():
         assert torch.equal(scores[f"net.{name}"], expected)
 
 
@@ -581,6 +589,32 @@ def test_obd_fisher_is_the_mean_square_of_gradients_by_example():
             s += grad**2 / len(x)
     for name, p in prunable(model).items():
         assert torch.allclose(scores[name], squares[name] * p.detach() ** 2 / 2, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("network", ["linear", "max pooling", "dilated conv3d"])
+def test_obd_gauss_newton_is_the_hessian_where_the_output_is_piecewise_linear_in_each_weight(network):
+    model, x, y = build(network)
+    exact, scores = (CRITERIA[method](model, x, y, **F64) for method in ("obd", "obd_gauss_newton"))
+    assert torch.allclose(flat(scores), flat(exact), rtol=1e-8, atol=1e-15) and flat(exact).any()
+
+
+def test_obd_gauss_newton_leaves_out_the_curvature_of_the_network():
+    """z = tanh(w), L = z^2: the Hessian is 2 z'^2 + 2 z z''; the Gauss-Newton part is the first term."""
+    model, w = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh()), torch.tensor(0.7, dtype=torch.float64)
+    with torch.no_grad():
+        model.double()[0].weight.fill_(0.7)
+    one, square = torch.ones(1, 1), lambda out, y: (out - y).square().sum()
+    z, first = torch.tanh(w), 1 - torch.tanh(w) ** 2
+    gauss_newton, hessian = (
+        CRITERIA[m](model, one, 0 * one, loss=square, **F64)["0.weight"].item() for m in ("obd_gauss_newton", "obd")
+    )
+    assert gauss_newton == pytest.approx((first**2 * w**2).item(), rel=1e-12)
+    assert hessian == pytest.approx(((first**2 - 2 * z * z * first) * w**2).item(), rel=1e-12)
+
+
+def test_a_loss_that_is_linear_in_the_output_has_no_gauss_newton_part():
+    model, (x, y) = mlp(), batch()
+    assert not flat(CRITERIA["obd_gauss_newton"](model, x, y, loss=lambda out, y: F.nll_loss(out, y), **F64)).any()
 
 
 def test_synflow_by_hand():
@@ -775,7 +809,7 @@ def test_what_is_no_module_is_refused():
         CRITERIA["snip"]({}, *batch())
 
 
-@pytest.mark.parametrize("method", ["snip", "grasp", "obd", "obd_fisher"])
+@pytest.mark.parametrize("method", ["snip", "grasp", "obd", *BY_EXAMPLE])
 @pytest.mark.parametrize("loss", [lambda out, y: F.cross_entropy(out.detach(), y), lambda out, y: torch.tensor(1.0)])
 def test_a_loss_that_is_cut_off_is_refused(method, loss):
     with pytest.raises(ValueError, match="The loss has no gradient"):
