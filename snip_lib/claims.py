@@ -795,6 +795,9 @@ def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
     return f"- **Length of training:** {text}."
 
 
+PRUNED_BY = {"method=magnitude": "by magnitude", "method=obd_gauss_newton": "by the Hessian"}
+
+
 def _questions(judged: list[Verdict]) -> list[str]:
     """Return three questions about kinds of claims, a line each, with the answer for each network."""
     lines = criteria()
@@ -811,6 +814,7 @@ def _questions(judged: list[Verdict]) -> list[str]:
         of = [v for v in judged if v.claim in found.index and v.reason != "replaced"]
         for v in sorted(of, key=lambda v: order.index(_standing(v).split()[0])):
             about = ["whole units"] if "structured=true" in found.loc[v.claim, "fields"] else []
+            about += [PRUNED_BY[part] for part in found.loc[v.claim, "against"].split() if part in PRUNED_BY]
             about += [f"n = {v.n}"] if v.n > 1 else []
             who = NAMES[found.loc[v.claim, "model"]] + (f" ({', '.join(about)})" if about else "")
             by_standing.setdefault((_standing(v), _trained(v)), []).append(who)

@@ -129,7 +129,8 @@ def prune(
         x: the scoring batch, [B, ...]; `y` what ``loss(model(x), y)`` takes, and that is a scalar.
         sparsity: the fraction removed, in [0, 1).
         method: one of `CRITERIA`. "exact" takes a forward pass for each connection and "obd" a row of the Hessian:
-            for networks of some thousand connections ("obd_gauss_newton" is as exact with ReLU, and cheap).
+            for networks of some thousand connections ("obd_gauss_newton" is the same for feed-forward
+            ReLU networks, by a pass for each example and output).
         batches: pairs (x, y) in place of one batch; `accumulate` says how they add up (`accumulated`).
         scope: "global": kappa over all prunable parameters together; "layer": in each by itself.
         rounds: how many times to score, removing more each time by `schedule`, one of `SCHEDULES` (None: 100 and

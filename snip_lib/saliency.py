@@ -533,11 +533,12 @@ def obd_gauss_newton(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
     """Return n_jj w_j^2 / 2 with n = sum over examples of J_b' H_b J_b, the Gauss-Newton part of the Hessian.
 
     J_b is the derivative of the output of example b in the weights, H_b the Hessian of the loss in that output
-    [K, K]. Where the output is piecewise linear in each single weight, as with ReLU and max pooling and without
-    statistics of the batch, the other part has no diagonal: these are the scores of `obd`, exactly, by one backward
-    pass for each example and output and not for each connection. Elsewhere it is an approximation, and the one that
-    Optimal Brain Damage makes (LeCun et al., 1990). The loss is a sum or mean over examples; non-negative where it
-    is convex in the output, like cross-entropy.
+    [K, K]. Where the output is piecewise linear in each single weight, as with ReLU and max pooling, without
+    statistics of the batch and with no weight in two layers or time steps, the other part has no diagonal: these are
+    the scores of `obd`, exactly, by one backward pass for each example and output and not for each connection.
+    Elsewhere it is an approximation. (LeCun et al., 1990, carry only the diagonal of second derivatives from layer to
+    layer, which is cheaper, and another approximation.) The loss is a sum or mean over examples, which is not
+    checked. Non-negative, up to rounding, where it is convex in the output, like cross-entropy.
 
     Raises:
         ValueError: the output or `y` is no tensor, or they differ in their first dimension.
@@ -549,13 +550,13 @@ def obd_gauss_newton(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
         with _second_derivatives():  # of the loss alone
             logits = output.detach().requires_grad_()
             (slope,) = torch.autograd.grad(t.loss_of(logits, t.y), logits, create_graph=True)
-            columns = slope.flatten(1).sum(0)  # of one example each: no other enters its derivative
+            columns = slope.reshape(len(output), -1).sum(0)  # of one example each: no other enters its derivative
             if not columns.requires_grad:  # the loss is linear in the output
                 columns = columns + 0 * logits.sum()
-            rows = [torch.autograd.grad(column, logits, **options)[0].flatten(1) for column in columns]
+            rows = [torch.autograd.grad(column, logits, **options)[0].view(len(output), -1) for column in columns]
         values, vectors = torch.linalg.eigh(torch.stack(rows, 1))  # H_b = sum of value * vector vector'
         diagonal = {name: torch.zeros_like(w) for name, w in t.weights.items()}
-        for one, scales, directions in zip(output.flatten(1), values, vectors.mT, strict=True):
+        for one, scales, directions in zip(output.reshape(len(output), -1), values, vectors.mT, strict=True):
             for scale, direction in zip(scales, directions, strict=True):
                 grads = torch.autograd.grad(one @ direction, leaves, **options)
                 for n, grad in zip(diagonal.values(), grads, strict=True):

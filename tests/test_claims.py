@@ -992,11 +992,15 @@ def test_the_answer_follows_the_verdicts(world):
         "C4,5,02,no_loss,lenet300,mnist,0.5 0.9,,,,0.3,5,No loss.,\n",
         "C5,5,02,value,lenet300,mnist,0.9,,,1.6,0.3,5,A value.,\n",
         "C11,5,03_comparisons,no_worse,lenet300,mnist,0.9,,method=magnitude,,0.3,5,As good.,\n",
+        "C52,5,03_comparisons,no_worse,lenet300,mnist,0.9,,method=obd_gauss_newton,,0.3,5,As good.,\n",
         "S1,5,09_snip_it,better,lenet300,mnist,0.9,rounds=7,rounds=1,,0,5,Better.,\n",
     )
     empty = claims.answer_markdown(claims.verdicts())
     assert "No network is shown yet" in empty and "none is tested yet" in empty
-    assert "Is one shot no worse than training first and pruning then?* Not run yet for LeNet-300-100." in empty
+    assert (
+        "Is one shot no worse than training first and pruning then?* Not run yet for LeNet-300-100 (by magnitude), "
+        in empty
+    )
     world.errors({0.0: STEADY, 0.5: STEADY, 0.9: plus(STEADY, 1.0)})
     world.add(dataclasses.replace(SHOT, method="magnitude"), test_error=plus(STEADY, 2.0))
     world.add(STEPS, test_error=plus(STEADY, 3.0))
@@ -1005,7 +1009,8 @@ def test_the_answer_follows_the_verdicts(world):
         "(at most the margin of 0.3 points of error): LeNet-300-100 at 50 % (the paper" in full
         and "at 90 %, with 2.60 % where the paper has 1.6 %" in full
     )
-    assert "no worse than training first and pruning then?* Yes for LeNet-300-100 (n = 6)." in full
+    told = "Yes for LeNet-300-100 (by magnitude, n = 6); not run yet for LeNet-300-100 (by the Hessian)."
+    assert f"no worse than training first and pruning then?* {told}" in full
     assert (
         "better than one shot?* No for LeNet-300-100 (n = 6)." in full
         and "Of the 4 verdicts there are, 0 rest on a" in full

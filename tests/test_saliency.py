@@ -195,7 +195,7 @@ def test_permuting_hidden_units_permutes_the_scores(seed):
     assert torch.allclose(a["4.weight"], b["4.weight"], **close)
 
 
-@pytest.mark.parametrize("method", ["snip", "obd", "obd_fisher", "obd_gauss_newton"])
+@pytest.mark.parametrize("method", ["snip", "obd", *BY_EXAMPLE])
 @pytest.mark.parametrize("factor", [2.0**-7, 0.3, 16.0, 1000.0])
 def test_moving_scale_between_relu_layers_leaves_the_scores(factor, method):
     """The Hessian's diagonal falls by the square of the factor by which the weight grows: w^2 H stays."""
@@ -591,11 +591,40 @@ def test_obd_fisher_is_the_mean_square_of_gradients_by_example():
         assert torch.allclose(scores[name], squares[name] * p.detach() ** 2 / 2, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("network", ["linear", "max pooling", "dilated conv3d"])
-def test_obd_gauss_newton_is_the_hessian_where_the_output_is_piecewise_linear_in_each_weight(network):
+def obd_both_ways(model, x, y, **scoring):
+    return (flat(CRITERIA[method](model, x, y, **F64, **scoring)) for method in ("obd", "obd_gauss_newton"))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("network", ["linear", "max pooling"])
+def test_obd_gauss_newton_is_the_hessian_where_the_output_is_piecewise_linear_in_each_weight(
+    network, masked, reduction
+):
     model, x, y = build(network)
-    exact, scores = (CRITERIA[method](model, x, y, **F64) for method in ("obd", "obd_gauss_newton"))
-    assert torch.allclose(flat(scores), flat(exact), rtol=1e-8, atol=1e-15) and flat(exact).any()
+    half = {n: torch.arange(p.numel()).view_as(p) % 2 == 0 for n, p in prunable(model).items()}
+    loss = lambda out, y: F.cross_entropy(out, y, reduction=reduction)  # noqa: E731
+    exact, scores = obd_both_ways(model, x, y, loss=loss, mask=half if masked else None)
+    assert torch.allclose(scores, exact, rtol=1e-8, atol=1e-15) and exact.any()
+
+
+def test_obd_gauss_newton_takes_outputs_of_any_shape():
+    x, y = batch()
+    one = nn.Sequential(mlp(sizes=(6, 5, 1)), nn.Flatten(0))  # a number for each example
+    binary = lambda out, y: F.binary_cross_entropy_with_logits(out, (y > 0).to(out))  # noqa: E731
+    tokens = nn.Sequential(mlp(sizes=(6, 5, 6)), nn.Unflatten(1, (3, 2)))  # three classes for each of two
+    for model, labels, loss in ((one, y, binary), (tokens, torch.stack([y, 2 - y], 1), F.cross_entropy)):
+        exact, scores = obd_both_ways(model, x, labels, loss=loss)
+        assert torch.allclose(scores, exact, rtol=1e-8, atol=1e-15) and exact.any()
+
+
+@pytest.mark.parametrize("network", ["twice", "RNN", "batch norm"])
+def test_obd_gauss_newton_is_not_the_hessian_where_a_weight_acts_twice_or_a_batch_is_normalised(network):
+    layer = nn.Linear(6, 6)
+    twice = nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(6, 3)).double()
+    model, x, y = (twice, *batch()) if network == "twice" else build(network)
+    exact, scores = obd_both_ways(model, x, y)
+    assert (scores - exact).abs().max() > 0.01 * exact.abs().max()
 
 
 def test_obd_gauss_newton_leaves_out_the_curvature_of_the_network():
