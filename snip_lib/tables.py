@@ -291,7 +291,7 @@ def group_table(
             same = set(rows["key"]) <= set(dense["key"])  # the dense network itself, or no row at all
             line["pruned − dense"] = compared if compared != "–" and not same else ""
         if paper is not None:
-            line["paper"] = cell(paper.get(name, ""), "paper", rows)
+            line["paper"] = cell(paper.get(name, ""), "paper", rows) if len(rows) else ""
         lines.append(line)
     return table(lines, label) if lines else Table(columns=["n", "diverged", "test error %"]).rename_axis(label)
 
