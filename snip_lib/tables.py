@@ -275,7 +275,8 @@ def group_table(
 
     Errors are in percent, mean ± sample sd over the runs that did not diverge; "pruned − dense" is in points,
     paired by seed, with its 95 % interval, if the rows of the `dense` network are given. `paper` is what the
-    paper prints for a group. `also` adds columns: title -> a column of the rows, shown as mean ± sd. A group
+    paper prints for a group, shown where that has rows.
+    `also` adds columns: title -> a column of the rows, shown as mean ± sd. A group
     without rows is "not run yet". The index is called `label`. With `failed`, the error is that of all runs, each
     with what it ended with: where ways to prune are compared, to leave failures out would favour the way that fails.
     """

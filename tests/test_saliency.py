@@ -620,6 +620,7 @@ def test_obd_gauss_newton_takes_outputs_of_any_shape():
 
 @pytest.mark.parametrize("network", ["twice", "RNN", "batch norm"])
 def test_obd_gauss_newton_is_not_the_hessian_where_a_weight_acts_twice_or_a_batch_is_normalised(network):
+    torch.manual_seed(0)
     layer = nn.Linear(6, 6)
     twice = nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(6, 3)).double()
     model, x, y = (twice, *batch()) if network == "twice" else build(network)
