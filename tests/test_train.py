@@ -463,7 +463,10 @@ def test_a_structured_row_is_about_a_network_that_was_really_made_smaller(fields
 def test_committed_rows_have_the_masks_that_the_library_makes(root):
     """Three rows at random: same split, weights, batch and scores give the counts written there."""
     rows = read_rows(root / "notebooks/results").values()
+    files = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+    here = {name for name, its in files.items() if data._missing(data.data_folder(), its) is None}
     committed = [r for r in rows if r["sparsity"] > 0 and not r.get("delay")]  # masks of the initial weights
+    committed = [r for r in committed if r["dataset"] in here]
     for row in random.Random(time.strftime("%Y-%m")).sample(committed, 3):
         run = Run(**{f.name: row[f.name] for f in dataclasses.fields(Run) if f.name in row})
         images = data.load(run.dataset, seed=run.seed, pixels=run.pixels)
