@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
+from statistics import NormalDist
 
 import pandas as pd
 import torch
@@ -250,6 +251,20 @@ def scoring_in_steps(rows: pd.DataFrame) -> Cell | str:
     a_step = (rows["seconds"] - rows["scoring_seconds"]) / rows["steps"]
     steps = (rows["scoring_seconds"] / rows["rounds"] / a_step).astype(float).median()
     return cell(digits(steps, 1), "median steps a scoring", rows)
+
+
+def seeds_to_draw(rows: pd.DataFrame, printed: float, field: str = "test_error") -> Cell | str:
+    """Return how many seeds one would have to train, on average, until one rounds to `printed` or less.
+
+    1 / P(error < printed + 0.05), with errors as a normal variable of the rows' mean and sample sd; "–" of
+    fewer than three rows.
+    """
+    if len(rows) < 3:
+        return "–"
+    errors = rows[field].astype(float)
+    chance = NormalDist(errors.mean(), errors.std() or 1e-9).cdf(printed + 0.05)
+    seeds = f"{1 / chance:,.0f}" if chance > 1e-4 else "over 10,000"
+    return cell(seeds, f"seeds to draw {field}", rows)
 
 
 def kept_by_layer(rows: pd.DataFrame, layers: int | None = None) -> Cell | str:
