@@ -22,11 +22,12 @@ from .tables import (
     Table,
     both,
     cell,
-    cut_off,
     difference,
     digits,
     estimate,
     interval,
+    is_cut_off,
+    loses_outputs,
     moved,
     paired,
     settled,
@@ -176,7 +177,7 @@ def _finder(folder: Path, stamp: tuple) -> Callable[[Iterable[Run]], pd.DataFram
     known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in read_rows(folder).values()}
     columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]
     columns += ["effective_sparsity", "live_weights", "mask_sha", "class_correlations", "scoring_seconds", "seconds"]
-    columns += ["replicas"]
+    columns += ["replicas", "dead_outputs"]
     return lambda runs: pd.DataFrame([known[r] for r in runs if r in known], columns=columns, dtype=object)
 
 
@@ -249,6 +250,7 @@ def _rate(model: str, dataset: str, profile: str, find: Callable) -> float:
 
 # Rows that were there when a criterion about a single group of runs was written do not judge it.
 SINCE = {"C13": "2026-11-21T09:55:24Z", "C44": "2026-11-21T15:17:00Z"}
+SINCE |= dict.fromkeys(("S8", "S9"), "2026-11-27T09:20:00Z")
 
 
 def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
@@ -411,22 +413,31 @@ def disconnects(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Te
     """The other way disconnects a network in some seed, and ours does so less often: Fisher's exact test.
 
     *Disconnected*: nothing that is kept lies on a path from input to output, or a layer keeps no weight. Masks
-    of one model are pooled over the sparsities of the claim; the intervals are 95 % binomial (exact) ones.
+    of one model are pooled over the sparsities of the claim.
     """
+    return _less_often(ours, theirs, line, is_cut_off, "disconnected")
+
+
+def cuts_outputs(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """As `disconnects`, of networks with an output to which no path leads."""
+    tell = (rows[rows["dead_outputs"].notna()] for rows in (ours, theirs))  # older rows do not
+    return _less_often(*tell, line, loses_outputs, "losing outputs")
+
+
+def _less_often(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series, told: Callable, how: str) -> Test:
     from scipy import stats
 
-    words, table_of_two = [], []
-    for rows in (ours, theirs):
-        cut = 0
-        if len(rows):
-            cut, *ends = cut_off(rows)
-            words.append(f"{cut} of {len(rows)} [{', '.join(digits(end, 1) for end in ends)}] %")
-        table_of_two.append([len(rows) - cut, cut])
+    groups = [[rows[rows["sparsity"] == float(s)] for s in line["sparsities"].split()] for rows in (ours, theirs)]
+    cut = [[int(told(group).sum()) for group in by] for by in groups]
+    table_of_two = [[sum(map(len, by)) - sum(n), sum(n)] for by, n in zip(groups, cut, strict=True)]
     less, more = (stats.fisher_exact(table_of_two, alternative=side).pvalue for side in ("greater", "less"))
-    never = len(theirs) > 0 and table_of_two[1][1] == 0
-    n = min(sum(rows["sparsity"] == float(s)) for rows in (ours, theirs) for s in line["sparsities"].split())
-    said = cell(" against ".join(words), "disconnected", ours, theirs)
-    return Test(n, less, never or more < SIGNIFICANCE, said)
+    never = len(theirs) > 0 and sum(cut[1]) == 0
+    words = [
+        ", ".join(f"{n} of {len(group)}" for n, group in zip(c, by, strict=True))
+        for c, by in zip(cut, groups, strict=True)
+    ]
+    said = cell(" against ".join(words), f"{how} by sparsity", ours, theirs)
+    return Test(min(len(group) for by in groups for group in by), less, never or more < SIGNIFICANCE, said)
 
 
 KINDS = {  # of claims: the test, what it is about, and the criterion in words
@@ -444,9 +455,10 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
     "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),
+    "cuts_outputs": (cuts_outputs, "an output cut off in {said}", "less often, Fisher's exact test"),
 }
 ALONE = ("value", "cost", "follows_class", "fits")  # compare with nothing
-POOLED = ("follows_class", "disconnects")  # one test a model
+POOLED = ("follows_class", "disconnects", "cuts_outputs")  # one test a model
 OF_ERRORS = ("value", "no_loss", "no_worse", "better", "worse")
 OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "same_layers", "fits", "does_not_fit")  # one suffices
 

@@ -180,6 +180,7 @@ DEFAULTS = {f.name: f.default for f in fields(Run)}
 LEFT_OUT = {  # of a file of rows, where it is so: a field of a run at its default, and what only training changes
     **DEFAULTS,
     **dict.fromkeys(("test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss"), None),
+    **dict.fromkeys(("dead_units", "dead_outputs"), None),  # of a dense network, and of rows older than these fields
     **{"diverged": False, "diverged_step": None, "steps_before_mask": 0, "replicas": 1, "dirty": False},
     "curve": {"step": [], "train_loss": [], "val_error": [], "test_error": []},
 }

@@ -7,7 +7,7 @@ A `Cell` is a number as it is printed; it knows how it was computed and the keys
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import ROUND_HALF_UP, Decimal
 from statistics import NormalDist
 
@@ -293,13 +293,17 @@ def group_table(
     paper prints for a group, shown where that has rows.
     `also` adds columns: title -> a column of the rows, shown as mean ± sd. A group
     without rows is "not run yet". The index is called `label`. With `failed`, the error is that of all runs, each
-    with what it ended with: where ways to prune are compared, to leave failures out would favour the way that fails.
+    with what it ended with: where ways to prune are compared, to leave failures out would favour the way that fails;
+    and those that `has_failed` tells are counted.
     """
     lines = []
     for name, rows in groups.items():
         used = rows if failed else settled(rows)
         line = {label: name, "n": cell(str(len(used)), "count", used)}
-        line["diverged"] = cell(str(int(rows["diverged"].sum())), "diverged", rows)
+        if failed:
+            line["failed"] = cell(str(int(has_failed(rows).sum())), "failed", rows)
+        else:
+            line["diverged"] = cell(str(int(rows["diverged"].sum())), "diverged", rows)
         for title, field in {"test error %": "test_error", **(also or {})}.items():
             line[title] = spread(rows, field, failed=failed) if len(rows) else "not run yet"
         if dense is not None:
@@ -460,7 +464,7 @@ def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error") -> T
     lines = []
     for name, rows in groups.items():
         line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
-        failed = rows["diverged"].astype(bool) | is_cut_off(rows)
+        failed = has_failed(rows)
         line["failed"] = cell(str(failed.sum()), "failed", rows) if len(rows) else ""
         for sparsity in _sparsities(groups):
             group = rows[rows["sparsity"] == sparsity]
@@ -520,28 +524,62 @@ def is_cut_off(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(empty, index=rows.index, dtype=bool) | dead
 
 
-def cut_off(rows: pd.DataFrame) -> tuple[int, float, float]:
-    """Return how many of the `rows`, one or more, are of networks cut off, and the exact 95 % interval in percent."""
+def has_failed(rows: pd.DataFrame) -> pd.Series:
+    """Tell for each row whether its run diverged or only guesses, or whether its network `is_cut_off`."""
+    return rows["diverged"].astype(bool) | is_cut_off(rows)
+
+
+def loses_outputs(rows: pd.DataFrame) -> pd.Series:
+    """Tell for each row whether its network has an output to which no path of kept weights leads from an input.
+
+    Raises:
+        ValueError: a row is older than `dead_outputs` and cannot tell.
+    """
+    dead = rows["dead_outputs"].astype(float)
+    if dead.isna().any():
+        raise ValueError("A row without dead_outputs does not tell: leave it out, or make it again.")
+    return dead > 0
+
+
+def cut_off(rows: pd.DataFrame, told: Callable[[pd.DataFrame], pd.Series] = is_cut_off) -> tuple[int, float, float]:
+    """Return how many of the `rows`, one or more, are of networks cut off, and the exact 95 % interval in percent.
+
+    `told` is what counts as that: `is_cut_off`, or `loses_outputs`.
+    """
     from scipy import stats
 
-    n = int(is_cut_off(rows).sum())
+    n = int(told(rows).sum())
     ends = stats.binomtest(n, len(rows)).proportion_ci(0.95)
     return n, 100 * ends.low, 100 * ends.high
 
 
-def disconnection_table(groups: dict[str, pd.DataFrame]) -> Table:
+def disconnection_table(
+    groups: dict[str, pd.DataFrame], told: Callable[[pd.DataFrame], pd.Series] = is_cut_off
+) -> Table:
     """Return how many networks are `cut_off`, by group and sparsity, with the interval."""
-    lines = []
+    lines, how = [], {is_cut_off: "disconnected", loses_outputs: "losing outputs"}[told]
     for name, rows in groups.items():
         line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
         for sparsity in _sparsities(groups):
             group, text = rows[rows["sparsity"] == sparsity], ""
             if len(group):
-                n, *ends = cut_off(group)
+                n, *ends = cut_off(group, told)
                 text = f"{n} of {len(group)} [{', '.join(digits(end, 1) for end in ends)}]"
-            line[f"{100 * sparsity:g} %"] = cell(text, "disconnected", group) if text else ""
+            line[f"{100 * sparsity:g} %"] = cell(text, how, group) if text else ""
         lines.append(line)
     return table(lines, "method")
+
+
+def by_outputs(rows: pd.DataFrame, masks: pd.DataFrame, name: str) -> dict[str, pd.DataFrame]:
+    """Split rows of trained networks by whether their masks leave every output a path (`loses_outputs`).
+
+    `masks` has rows of the same masks alone, found by sparsity and seed: trained ones may be older than
+    `dead_outputs`. Rows without a mask there are left out.
+    """
+    told = dict(zip(zip(masks["sparsity"], masks["seed"], strict=True), loses_outputs(masks), strict=True))
+    lost = pd.Series([told.get(pair) for pair in zip(rows["sparsity"], rows["seed"], strict=True)], rows.index, object)
+    groups = {f"{name}, a path to each output": rows[lost.eq(False)], f"{name}, an output without": rows[lost.eq(True)]}
+    return {label: group for label, group in groups.items() if len(group)}
 
 
 def mask_table(model: nn.Module, masks: dict[str, Mask], x: Tensor, *, like: str) -> pd.DataFrame:

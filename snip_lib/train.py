@@ -44,7 +44,7 @@ from .devices import arithmetic, fastest
 from .inits import initialise
 from .masks import Mask, opened, shuffle_within_layers
 from .models import BATCH_NORMS, MODELS
-from .paths import on_live_path
+from .paths import report
 from .prune import SCHEDULES, prune
 from .robustness import attacked
 from .saliency import is_bias, prunable
@@ -563,8 +563,9 @@ def outcome(
     tested, validated = curve["test_error"] or [None], curve["val_error"] or [None]
     best = min(range(len(validated)), key=validated.__getitem__)
     last_five = [e for s, e in zip(curve["step"], curve["test_error"], strict=True) if s % 1000 == 0][-5:]
-    live = on_live_path(model.cpu(), mask, data.x_test[:1].cpu()) if mask else None
     m = sum(p.numel() for p in prunable(model).values())
+    left = report(model.cpu(), mask, data.x_test[:1].cpu()).loc[list(mask)] if mask else None
+    weights = left[[not is_bias(name, kept) for name, kept in mask.items()]] if mask else None
     return {
         "test_error": tested[-1],
         "test_error_best_val": tested[best],
@@ -580,8 +581,11 @@ def outcome(
         "n_prunable": sum(kept.numel() for kept in mask.values()) if mask else m,
         "kept": {name: int(kept.sum()) for name, kept in mask.items()} if mask else {},
         # Biases that reach an output live too, also where no path from an input does.
-        "live_weights": sum(int(k.sum()) for n, k in live.items() if not is_bias(n, k)) if mask else None,
-        "effective_sparsity": rounded(1 - sum(int(k.sum()) for k in live.values()) / m, 6) if mask else 0.0,
+        "live_weights": int(weights["live"].sum()) if mask else None,
+        "effective_sparsity": rounded(1 - float(left["live"].sum()) / m, 6) if mask else 0.0,
+        # To which no path leads from an input, in all layers and in the last one, whose units are the outputs.
+        "dead_units": int(weights["dead_units"].sum()) if mask else None,
+        "dead_outputs": int(weights["dead_units"].iloc[-1]) if mask else None,
         "replicas": 1,
     }
 

@@ -170,11 +170,16 @@ def cut_off(row):
     return dead or 0 in [n for layer, n in row["kept"].items() if layer.endswith("weight")]
 
 
-def disconnected(groups):
+def loses_outputs(row):
+    """Return whether a network has an output to which no path leads."""
+    return row["dead_outputs"] > 0
+
+
+def disconnected(groups, told=cut_off):
     """Return, of each group, how many networks are cut, of how many, and the binomial interval in percent."""
     found = []
     for rows in groups:
-        cut = sum(map(cut_off, rows))
+        cut = sum(map(told, rows))
         n = len(rows)  # Clopper and Pearson, by the beta distribution
         low = stats.beta.ppf(0.025, cut, n - cut + 1) if cut else 0.0
         high = stats.beta.ppf(0.975, cut + 1, n - cut) if cut < n else 1.0
@@ -316,8 +321,14 @@ def recomputed(how, groups, printed=()):
             return [np.mean([a[field] - b[field] for a, b in pairs(groups)])] if pairs(groups) else "–"
         case ["seeds", "to", "draw", _]:
             return seeds_to_draw(rows, field, printed)
-        case ["disconnected"]:
-            return [v if isinstance(v, tuple) else (v, 0) for v in disconnected(groups)]
+        case ["disconnected"] | ["losing", "outputs"]:
+            told = cut_off if how == "disconnected" else loses_outputs
+            return [v if isinstance(v, tuple) else (v, 0) for v in disconnected(groups, told)]
+        case ["disconnected" | "losing" as what, *_, "by", "sparsity"]:
+            told = cut_off if what == "disconnected" else loses_outputs
+            found = {s: [row for row in rows if row["sparsity"] == s] for s in sorted({r["sparsity"] for r in rows})}
+            also = recomputed(how, groups[1:]) if groups[1:] else []
+            return [(n, 0) for by in found.values() for n in (sum(map(told, by)), len(by))] + also
         case ["stable", "rate"]:
             return f"{stable_rate(groups):g}"
         case ["names", _]:
@@ -385,7 +396,7 @@ def made(runs, failed=()):
             row[name] = round(draw.uniform(1, 3) + 80 * row["diverged"], 4)
         row["curve"] = {"step": [run.steps // 2, run.steps], "train_loss": [draw.uniform(1, 3), row["train_loss"]]}
         row |= {"effective_sparsity": draw.uniform(run.sparsity, 1), "seconds": draw.uniform(5, 500) ** 2}
-        row["scoring_seconds"] = draw.uniform(0, 20)
+        row |= {"scoring_seconds": draw.uniform(0, 20), "dead_outputs": draw.randrange(3)}
         row |= {"attack": ATTACK, "attacked_images": 500, "attacked_right": draw.randrange(100, 500)}
         row |= {f"attacked_{norm}_{eps:g}": draw.uniform(0, 99) for norm, radii in RADII.items() for eps in radii}
         rows.append(row | {"device": draw.choice(["CPU", "GPU"])})
@@ -435,6 +446,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
         "gains": tables.gains(methods, [("two", "one")]),
         "moved": tables.table([{"": "", "%": tables.moved_percent(at, g)} for g in (at, two[:5])], ""),
         "disconnected": tables.disconnection_table(methods),
+        "losing outputs": tables.disconnection_table(methods, tables.loses_outputs),
         "half way": tables.table([{"": "", "at": tables.spread(at, "train_loss", s)} for s in (0.5, 1)], ""),
         **{norm: tables.attack_table(methods | {"two": two[two["sparsity"] == 0.9]}, norm) for norm in RADII},
     }
@@ -478,7 +490,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     assert made_of["gains"].loc["90", "two − one"].keys == tuple(map(keys, both))
     assert made_of["with failures"].loc["two", "pruned − dense"].keys == tuple(map(keys, both))
     assert (
-        made_of["with failures"].loc["at 90", "n"] == "5" and made_of["with failures"].loc["at 90", "diverged"] == "1"
+        made_of["with failures"].loc["at 90", "n"] == "5" and made_of["with failures"].loc["at 90", "failed"] == "1"
     )
     assert made_of["l2"].loc["two", "n"].keys == (keys(two[(two["sparsity"] == 0.9) & (two["seed"] != 3)]),)
     assert made_of["disconnected"].loc["one", "90 %"].keys == (keys(at),)

@@ -359,9 +359,10 @@ def test_a_bias_that_lives_is_no_path():
     mask["fc1.weight"][0, 0] = mask["fc2.weight"][1, 1] = mask["fc3.weight"][2, 2] = mask["fc3.bias"][0] = True
     row = train.outcome(run, model, mask, images, train.NO_CURVE)
     assert row["live_weights"] == 0 and row["effective_sparsity"] == 0.999996 and sum(row["kept"].values()) == 4
+    assert row["dead_units"] == 300 + 100 + 10 and row["dead_outputs"] == 10
     mask["fc2.weight"][1, 0] = mask["fc3.weight"][2, 1] = True  # a path of three weights
     more = train.outcome(run, model, mask, images, train.NO_CURVE)
-    assert more["live_weights"] == 3
+    assert more["live_weights"] == 3 and more["dead_units"] == 299 + 99 + 9 and more["dead_outputs"] == 9
     assert is_cut_off(pd.DataFrame([row, more])).tolist() == [True, False]
     assert train.outcome(run, model, None, images, train.NO_CURVE)["live_weights"] is None
 
