@@ -381,7 +381,10 @@ def length_table(few: pd.DataFrame, many: pd.DataFrame) -> Table:
 
 
 def layer_table(rows: pd.DataFrame) -> Table:
-    """Return, by sparsity, the mean number of weights kept per layer, of all biases, and the effective sparsity."""
+    """Return, by sparsity, the mean number of weights kept per layer, of all biases, and the effective sparsity.
+
+    And the mean number of dead units, those without a path from an input, if every row tells it.
+    """
     lines = []
     for sparsity, group in rows[rows["sparsity"] > 0].groupby("sparsity"):
         kept = pd.DataFrame(list(group["kept"]))
@@ -391,6 +394,8 @@ def layer_table(rows: pd.DataFrame) -> Table:
         line["biases"] = cell(digits(biases, 0), "mean kept biases", group)
         effective = digits(100 * group["effective_sparsity"].mean())
         line["effective sparsity %"] = cell(effective, "mean percent effective_sparsity", group)
+        if "dead_units" in rows and rows.loc[rows["sparsity"] > 0, "dead_units"].notna().all():
+            line["dead units"] = cell(digits(group["dead_units"].astype(float).mean(), 0), "mean dead_units", group)
         lines.append({"sparsity %": f"{100 * sparsity:g}"} | line)
     return table(lines, "sparsity %") if lines else Table(columns=["effective sparsity %"]).rename_axis("sparsity %")
 

@@ -12,7 +12,17 @@ from snip_lib import plots, robustness
 from snip_lib.models import LeNet5, LeNet300
 from snip_lib.robustness import attack_success, attacked, pgd
 from snip_lib.runs import read_rows
-from snip_lib.tables import attack_table, by_sparsity, disconnection_table, gains, is_cut_off, mask_table
+from snip_lib.tables import (
+    attack_table,
+    by_outputs,
+    by_sparsity,
+    disconnection_table,
+    gains,
+    has_failed,
+    is_cut_off,
+    loses_outputs,
+    mask_table,
+)
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -377,6 +387,20 @@ def test_a_network_is_cut_off_without_a_path_or_without_a_layer():
     assert is_cut_off(found.iloc[:0]).tolist() == []
     live = found.assign(live_weights=[0, None, 7], effective_sparsity=[0.99, 1.0, 1.0], kept=[FULL] * 3)
     assert is_cut_off(live).tolist() == [True, True, False]  # the last rounds to 1
+
+
+def test_trained_rows_are_split_by_the_outputs_that_their_masks_cut_off():
+    masks = rows(*[(f"m{i}", i, 0.99, None, False, 0.99, FULL) for i in range(3)]).assign(dead_outputs=[0, 2, 0])
+    trained = rows(*[(f"t{i}", i, 0.99, 5.0, i == 2, 0.99, FULL) for i in (1, 2, 7)])
+    split = by_outputs(trained, masks, "SNIP")
+    assert {name: list(group["key"]) for name, group in split.items()} == {
+        "SNIP, a path to each output": ["t2"],
+        "SNIP, an output without": ["t1"],
+    }  # of seed 7 there is no mask
+    assert loses_outputs(masks).tolist() == [False, True, False]
+    assert has_failed(trained).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="make it again"):
+        loses_outputs(masks.assign(dead_outputs=[0, None, 1]))
 
 
 def test_masks_are_compared_layer_by_layer_and_connection_by_connection():

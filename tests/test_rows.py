@@ -226,7 +226,7 @@ def recomputed(how, groups, printed=()):
         rows = [row | {field: dict(zip(*(row["curve"][k] for k in ("step", field)), strict=True))} for row in rows]
         rows = [row | {field: row[field][round(float(share) * row["steps"])]} for row in rows]
     values = [row[field] for row in rows if isinstance(row.get(field), int | float)]
-    places = {"train_loss": 3, "steps": 0}.get(field, 2)
+    places = {"train_loss": 3, "steps": 0, "dead_units": 0}.get(field, 2)
     if how.startswith(("mean ± sd", "mean difference", "mean and interval")):
         for group in groups:  # one average never mixes runs that differ in more than their seed
             assert (
@@ -397,6 +397,7 @@ def made(runs, failed=()):
         row["curve"] = {"step": [run.steps // 2, run.steps], "train_loss": [draw.uniform(1, 3), row["train_loss"]]}
         row |= {"effective_sparsity": draw.uniform(run.sparsity, 1), "seconds": draw.uniform(5, 500) ** 2}
         row |= {"scoring_seconds": draw.uniform(0, 20), "dead_outputs": draw.randrange(3)}
+        row["dead_units"] = draw.randrange(100)
         row |= {"attack": ATTACK, "attacked_images": 500, "attacked_right": draw.randrange(100, 500)}
         row |= {f"attacked_{norm}_{eps:g}": draw.uniform(0, 99) for norm, radii in RADII.items() for eps in radii}
         rows.append(row | {"device": draw.choice(["CPU", "GPU"])})
@@ -489,9 +490,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     both = two[(two["sparsity"] == 0.9) & two["seed"].isin(range(1, 5))], at[at["seed"].isin(range(1, 5))]
     assert made_of["gains"].loc["90", "two − one"].keys == tuple(map(keys, both))
     assert made_of["with failures"].loc["two", "pruned − dense"].keys == tuple(map(keys, both))
-    assert (
-        made_of["with failures"].loc["at 90", "n"] == "5" and made_of["with failures"].loc["at 90", "failed"] == "1"
-    )
+    assert made_of["with failures"].loc["at 90", "n"] == "5" and made_of["with failures"].loc["at 90", "failed"] == "1"
     assert made_of["l2"].loc["two", "n"].keys == (keys(two[(two["sparsity"] == 0.9) & (two["seed"] != 3)]),)
     assert made_of["disconnected"].loc["one", "90 %"].keys == (keys(at),)
 
