@@ -744,7 +744,7 @@ def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
         if line["kind"] != "no_loss" or line["against"] or not met:
             continue
         can[name] = met[-1].where.removeprefix("at ")
-        end = ", as far as its claim goes" if len(met) == len(v.tests) else ""
+        end = ", the most that the paper claims" if len(met) == len(v.tests) else ""
         up_to = "at up to" if len(met) > 1 else "at"
         free.setdefault(v.profile, []).append(f"{name} {up_to} {can[name]}{end}")
         margins.append(line["margin"])
@@ -764,7 +764,7 @@ def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
         taken = " and ".join(f"{share} from {name}" for name, share in can.items())
         first = f"Of a network's connections SNIP can take {taken}, before any training, at no cost that counts"
     more = " or ".join(f"{share} from {name}" for name, share in cannot.items())
-    more = f"; to take {more} is shown to cost more" if more else ""
+    more = f"; taking {more} is shown to cost more" if more else ""
     yield f"**In short:** {first}{more}."
     yield ""
     if free:
@@ -790,8 +790,8 @@ def _printed_errors(done: list[tuple[pd.Series, Verdict]]) -> str:
     left = len(printed) - len(far)
     return (
         f"- **The paper's own errors:** Of the {len(printed)} errors of Table 1 for the LeNets pruned by SNIP, "
-        f"{reached}{f', {left} not decided' if left else ''}; the farthest is {NAMES[line['model']]} {test.where}, "
-        f"with {test.said.split()[0]} % where the paper has {line['paper']} %{_trained(v)}."
+        f"{reached}{f', {left} not decided' if left else ''}; the farthest is {NAMES[line['model']]} {test.where}"
+        f"{_trained(v).replace(';', ',')}, with {test.said.split()[0]} % where the paper has {line['paper']} %."
     )
 
 
@@ -966,10 +966,9 @@ def headline_markdown() -> str:
     judged, least = verdicts(), criteria()["min_n"]
     found = [answer_markdown(judged), "", f"Of the {len(judged)} claims:", ""]
     for word, group in _by_standing(judged).items():
-        named = ", ".join(v.claim for v in group)
-        if word == "undecided":  # with the seeds that were asked for, or still with fewer
-            few = {v.claim: f" (only {counted(v.n, 'seed')})" for v in group if v.n < int(least[v.claim])}
-            word, named = "tested, but undecided", ", ".join(v.claim + few.get(v.claim, "") for v in group)
+        few = {v.claim: f" (only {counted(v.n, 'seed')})" for v in group if 0 < v.n < int(least[v.claim])}
+        named = ", ".join(v.claim + few.get(v.claim, "") for v in group)
+        word = "tested, but undecided" if word == "undecided" else word
         if group or word in WORDS:
             found.append(f"- **{word}** ({len(group)} of {len(judged)}){f': {named}' if named else ''}")
     return "\n".join(found) + "\n"

@@ -132,7 +132,7 @@ def prunable(
     if unused := [p for p in [*(only or ()), *exclude] if p not in used]:
         raise ValueError(
             f"No prunable parameter of {type(model).__name__} matches {', '.join(map(repr, unused))}: "
-            f"there are {', '.join(list(name_of.values())[:8])}, ..."
+            f"there are {', '.join([*name_of.values()][:8])}{', ...' if len(name_of) > 8 else '.'}"
         )
     weights = {name: p for name, p in found.items() if not is_bias(name, p)}
     every_bias = {name: p for name, p in found.items() if is_bias(name, p)} if biases else {}
@@ -272,7 +272,8 @@ class Trial(NamedTuple):
         try:
             value = self.loss(output, y)
         except Exception as error:
-            words = why(error, y, "give your own as loss=lambda output, y: ...")
+            numbers = "give y" if y is None else "give class numbers as int64, 0 to classes - 1"
+            words = why(error, y, f"{numbers}, or your own loss=lambda output, y: ...")
             raise ValueError(
                 f"The loss refuses the output {shape_of(output)} with the labels {shape_of(y)}: {words}"
             ) from error
@@ -366,8 +367,14 @@ def _packed(value: Any) -> bool:
 
 def placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Copy a batch to the network; real numbers take its dtype, class and token numbers keep theirs."""
-    # A copy, for a network may change its input in place, and one made in inference mode is of no use for gradients.
-    return each_tensor(lambda t: t.detach().clone().to(device, dtype if t.is_floating_point() else None), value)
+
+    def copied(t: Tensor) -> Tensor:
+        if t.is_meta:
+            raise ValueError(f"The scoring batch {shape_of(t)} is on the meta device, where tensors hold no numbers.")
+        # A network may change its input in place, and one made in inference mode is of no use for gradients.
+        return t.detach().clone().to(device, dtype if t.is_floating_point() else None)
+
+    return each_tensor(copied, value)
 
 
 def connection_gradients(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:

@@ -985,7 +985,7 @@ def test_the_front_pages_tell_what_was_tested_and_undecided_from_what_was_not(wo
     world.errors({0.0: STEADY, 0.1: noisy, 0.2: noisy, 0.4: noisy[:1], 0.5: plus(STEADY, 0)})
     headline, summary = claims.headline_markdown(), claims.summary_markdown()
     assert "- **tested, but undecided** (2 of 6): X0, X1 (only 6 seeds)\n" in headline
-    assert "- **too few seeds** (1 of 6): X3\n- **not run yet** (1 of 6): X2\n- **replaced** (1 of 6): X9\n" in headline
+    assert "(1 of 6): X3 (only 1 seed)\n- **not run yet** (1 of 6): X2\n- **replaced** (1 of 6): X9\n" in headline
     assert "| X4 |  |  | X0, X1 | too few seeds: X3; not run yet: X2; replaced: X9 |\n" in summary
     assert "| 1 |  |  | 2 | too few seeds: 1; not run yet: 1; replaced: 1 |\n" in summary
 
@@ -1058,7 +1058,7 @@ def test_the_answer_tells_what_rests_on_a_tenth_of_the_training(world):
     world.errors(dict.fromkeys((0.0, 0.5, 0.9), STEADY), profile="short")
     world.add(STEPS, test_error=plus(STEADY, 3.0), profile="short")
     answer = claims.answer_markdown(claims.verdicts())
-    assert "at up to 90 %, as far as its claim goes (a tenth of the training)." in answer
+    assert "at up to 90 %, the most that the paper claims (a tenth of the training)." in answer
     assert "better than one shot?* No for LeNet-300-100 (n = 6); at a tenth of the training." in answer
 
 
@@ -1092,7 +1092,7 @@ def test_the_answer_says_where_pruning_is_shown_to_cost_more_than_the_margin(wor
         world.add(Run("lenet5", "mnist", sparsity=sparsity), profile="short", test_error=errors)
     both = "LeNet-300-100 at 95 % (the paper's length of training); LeNet-5-Caffe at 99 % (a tenth of the training)."
     assert both in claims.answer_markdown([])
-    short = "to take 95 % from LeNet-300-100 or 99 % from LeNet-5-Caffe is shown to cost more.\n"
+    short = "taking 95 % from LeNet-300-100 or 99 % from LeNet-5-Caffe is shown to cost more.\n"
     assert f"**In short:** No network is shown yet to lose nothing where SNIP prunes it; {short}" in (
         claims.answer_markdown([])
     )
@@ -1105,7 +1105,7 @@ def test_the_answer_says_what_is_undecided_between_no_cost_and_a_cost(world):
     world.add(Run("lenet300", "mnist", sparsity=0.98), test_error=cost)
     answer = claims.answer_markdown(claims.verdicts())
     first, _, free, between, more, *_ = answer.splitlines()
-    assert "can take 50 % from LeNet-300-100," in first and "to take 90 % from LeNet-300-100 is shown to cost" in first
+    assert "can take 50 % from LeNet-300-100," in first and "taking 90 % from LeNet-300-100 is shown to cost" in first
     assert "LeNet-300-100 at 50 % (" in free and "as its claim" not in free
     assert "Undecided" in between and "LeNet-300-100 at 80 %, where it costs +0.30 [+0.29, +0.31] points" in between
     assert "LeNet-300-100 at 90 %, LeNet-300-100 at 95 %, LeNet-300-100 at 98 % (the paper" in more

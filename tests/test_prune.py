@@ -403,10 +403,11 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"x": torch.randn(4, 9)}, r"refuses the scoring batch of shape \[4, 9\]"),
         (
             {"x": torch.randn(4, 8), "y": torch.zeros(5).long()},
-            r"output of shape \[4, 3\] with the labels of shape \[5\]: .* \(5\) \(give your own as loss=lambda .*\).$",
+            r"\[4, 3\] with the labels of shape \[5\]: .* \(5\) \(give class .*, or your own loss=lambda .*\).$",
         ),
         ({"y": torch.full((32,), 7)}, "labels"),
-        ({"y": None}, "labels"),
+        ({"y": None}, r"\(give y, or your own loss=lambda output, y: ...\).$"),
+        ({"x": torch.ones(32, 8, device="meta")}, r"scoring batch of shape \[32, 8\] is on the meta device"),
         ({"loss": lambda out, y: F.cross_entropy(out, y, reduction="none")}, "one number, not a value of shape"),
         ({"loss": lambda out, y: 3.0}, r"a tensor of one number, not a value \(float\)"),
         ({"x": torch.full((32, 8), float("nan"))}, "loss of the scoring batch is nan"),
