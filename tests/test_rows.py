@@ -19,12 +19,14 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from scipy import stats
 
 from snip_lib import tables
+from snip_lib.models import MODELS
 from snip_lib.robustness import ATTACK, RADII
 from snip_lib.runs import LEFT_OUT, Run, sweep
 
@@ -113,6 +115,17 @@ def kept_where(rows, part):
         if (grey == 0) == (part == "black")
     ]
     return 100 * np.mean(kept) / 300
+
+
+def share_kept(rows, part):
+    """Return the percentage that one draw of the weights keeps of a part: a layer, or one gate of a matrix of gates."""
+    (row,) = rows
+    gates = {"lstm_s": ["input", "candidate", "forget", "output"], "gru_s": ["reset", "update"]}.get(row["model"], [])
+    name, parts = ("gates.weight", gates) if part in gates else (f"{part}.weight", [part])
+    with torch.device("meta"):  # shapes without numbers
+        size = dict(MODELS[row["model"]]((1, 28, 28), 10).named_parameters())[name].numel()
+    counts = np.split(np.array(row["picture"][name]), len(parts))[parts.index(part)]
+    return 100 * len(parts) * counts.sum() / size
 
 
 def outputs_cut(rows):
@@ -307,6 +320,8 @@ def recomputed(how, groups, printed=()):
             return [np.corrcoef(ours["picture"]["fc1.weight"], whole["mean_image"])[0, 1]]
         case ["gradient", part]:
             return f"{np.median([row['gradient'][f'{part}.weight'] for row in rows]):.3g}"
+        case ["share", "kept", "of", part]:
+            return f"{share_kept(rows, part):.2g}"
         case ["outputs", "cut"]:
             return [(outputs_cut(rows), 0)]
         case ["error", "at", "least"]:
