@@ -250,7 +250,7 @@ def _rate(model: str, dataset: str, profile: str, find: Callable) -> float:
 
 # Rows that were there when a criterion about a single group of runs was written do not judge it.
 SINCE = {"C13": "2026-11-21T09:55:24Z", "C44": "2026-11-21T15:17:00Z"}
-SINCE |= dict.fromkeys(("S8", "S9"), "2026-11-27T09:20:00Z")
+SINCE |= dict.fromkeys(("S8", "S9", "C53", "C54"), "2026-11-27T09:20:00Z")
 
 
 def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
@@ -379,17 +379,40 @@ def follows_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
     of those with the other classes' images. A seed has the mean of that over its classes; a one-sided t test
     that the mean over seeds is above the margin.
     """
-    shown = ours.dropna(subset=["class_correlations"])
-    shown = shown[shown.groupby("seed")["seed"].transform("size") == len(settings(line["fields"]))]  # all classes
-    found = pd.DataFrame(shown["class_correlations"].tolist(), index=shown.index, dtype=float)
-    found = found.fillna(0.0)  # undefined where each pixel keeps as many connections: no likeness
-    own = pd.Series([row[c] for row, c in zip(found.to_numpy(), shown["score_class"], strict=True)], shown.index)
+    shown, found, own = _likeness(ours, line)
     contrasts = (own - (found.sum(axis=1) - own) / (found.shape[1] - 1)).groupby(shown["seed"]).mean()
     margin = float(line["margin"])
-    best = int((found.ge(own, axis=0).sum(axis=1) == 1).sum())  # none is as high but itself
+    best = int(_own_is_best(found, own).sum())
     said = f"{estimate(contrasts, 'contrast of class_correlations')} (own class best in {best} of {len(own)} masks)"
     said = cell(said, "contrast of class_correlations, own best class_correlations", shown)
     return Test(len(contrasts), p_above(contrasts, margin), interval(contrasts)[2] < margin, said)
+
+
+def names_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
+    """Over seeds, the kept connections of a pixel go best with the mean image of the class that was scored.
+
+    A seed has the share of its classes of which that is true, by the correlations of `follows_class`; a one-sided t
+    test that the mean share over seeds is above the margin.
+    """
+    shown, found, own = _likeness(ours, line)
+    best = _own_is_best(found, own)
+    shares, margin = best.groupby(shown["seed"]).mean().astype(float), float(line["margin"])
+    said = cell(f"{int(best.sum())} of {len(own)} masks", "own best class_correlations", shown)
+    return Test(len(shares), p_above(shares, margin), interval(shares)[2] < margin, said)
+
+
+def _likeness(rows: pd.DataFrame, line: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+    """Return the rows of seeds with all classes, their correlations with each class, and with the own one."""
+    shown = rows.dropna(subset=["class_correlations"])
+    shown = shown[shown.groupby("seed")["seed"].transform("size") == len(settings(line["fields"]))]
+    found = pd.DataFrame(shown["class_correlations"].tolist(), index=shown.index, dtype=float)
+    found = found.fillna(0.0)  # undefined where each pixel keeps as many connections: no likeness
+    own = [row[c] for row, c in zip(found.to_numpy(), shown["score_class"], strict=True)]
+    return shown, found, pd.Series(own, shown.index, dtype=float)
+
+
+def _own_is_best(found: pd.DataFrame, own: pd.Series) -> pd.Series:
+    return found.ge(own, axis=0).sum(axis=1) == 1  # none is as high but itself
 
 
 def fits(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
@@ -452,13 +475,14 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "other_mask": (other_mask, "at least {said} of what is kept changes layer", "above {percent:g} % for every seed"),
     "same_layers": (same_layers, "at most {said} of what is kept changes layer", "below {percent:g} % for every seed"),
     "follows_class": (follows_class, "own class minus others, mean over classes, {said}", "above {margin}"),
+    "names_class": (names_class, "own class fits best in {said}", "above {percent:g} % of the classes"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
     "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),
     "cuts_outputs": (cuts_outputs, "an output cut off in {said}", "less often, Fisher's exact test"),
 }
-ALONE = ("value", "cost", "follows_class", "fits")  # compare with nothing
-POOLED = ("follows_class", "disconnects", "cuts_outputs")  # one test a model
+ALONE = ("value", "cost", "follows_class", "names_class", "fits")  # compare with nothing
+POOLED = ("follows_class", "names_class", "disconnects", "cuts_outputs")  # one test a model
 OF_ERRORS = ("value", "no_loss", "no_worse", "better", "worse")
 OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "same_layers", "fits", "does_not_fit")  # one suffices
 
