@@ -635,6 +635,14 @@ def test_a_chapter_has_no_output_that_its_page_cannot_show(chapter):
         assert set(data) <= shown | {MIME} and (MIME not in data or set(data) & {"text/html", "text/markdown"})
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_cell_with_a_figure_shows_nothing_else(chapter):
+    """What is printed may stand there; but the book gives a table the figure's caption and name, too."""
+    for cell in nbformat.read(chapter, as_version=4).cells:
+        displayed = [output for output in cell.get("outputs", ()) if "data" in output]
+        assert len(displayed) == 1 or "mystnb" not in cell.metadata, cell.id
+
+
 def test_a_wrong_digit_or_a_missing_key_is_found(root, committed_rows, printed):
     """Plant every kind of fault in the tables of a committed chapter, one at a time: none goes unnoticed."""
     notebook, planted = nbformat.read(root / f"notebooks/{CHAPTER}.ipynb", as_version=4), 0
