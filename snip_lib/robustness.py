@@ -6,18 +6,24 @@ Projected gradient descent (Madry et al., 2018), in pixel units. The robustness 
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .saliency import shape_of
+
+RELUS = (F.relu, torch.relu, Tensor.relu)  # by these names modules call it, too
 
 # By how much the images of a run are changed (`Run.attacked`), in pixel units. 0.3 in "linf" is the attack on MNIST of
 # Madry et al. (2018); the smaller ones are for networks without a defence. At the last radius of each norm every image
-# of 28x28 pixels may become any other: whatever stands there shows what the attack fails to find.
+# of 28x28 pixels may become any other: what gradients alone leave there, they fail to find.
 RADII = {"linf": (0.05, 0.1, 0.15, 0.3, 1.0), "l2": (0.5, 1.0, 1.5, 3.0, 28.0)}
 ATTACKED = 50  # test images of each class
-ATTACK = {"steps": 40, "restarts": 2, "aims": 50}  # how rows are attacked, and what they say of it
+ATTACK = {"steps": 40, "restarts": 2, "leak": 0.1, "aims": 50}  # how rows are attacked, and what they say of it
 
 
 def pgd(
@@ -29,6 +35,7 @@ def pgd(
     norm: str = "linf",
     steps: int = 40,
     restarts: int = 2,
+    leak: float = 0.1,
     aims: int = 50,
     others: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -40,39 +47,45 @@ def pgd(
     Euclidean length of the change. The first of the `restarts` begins at `x`, the others at random points of that
     ball, drawn from a CPU `generator` (None: one seeded with 0). Steps of 2.5 eps / steps go up the lead of the
     best wrong class over `y`: the gradient of cross-entropy would vanish where the network is sure of itself. Where
-    the network is flat there is no gradient at all. So one more start needs none: from `x` as far as allowed towards
-    images that the model takes for another class, the `aims` nearest of `others` [N, ...] (None: of `x`); the best of
-    these points is the start, and an image within `eps` is reached. An image that no step turns comes back as it was,
-    and so does the model. `y` are the class numbers, [B].
+    the network is flat there is no gradient at all. So one more start, at `x`, goes up a gradient that passes through
+    a ReLU that is off, `leak` times as large (0: no such start). And one needs no gradient (0 aims: none does): from
+    `x` as far as allowed towards images that the model takes for another class, the `aims` nearest of `others`
+    [N, ...] (None: of `x`); the best of these points is the start, and an image within `eps` is reached. An image that
+    no step turns comes back as it was, and so does the model. `y` are the class numbers, [B].
 
     Raises:
-        ValueError: a norm that is neither; a radius below 0, no step, no restart, fewer than 0 aims; pixels outside
-            of [0, 1]; `y` that is not one class number for each image.
+        ValueError: a norm that is neither; a radius, leak or number of aims below 0, no step, no restart, half a step;
+            pixels outside of [0, 1] or not floating-point; `y` that is not one class number for each image, or one
+            that the network has no output for.
     """
+    _check(x, y)
     if norm not in ("linf", "l2"):
         raise ValueError(f'norm is "linf" or "l2", not {norm!r}.')
-    if not (eps >= 0 and steps >= 1 and restarts >= 1 and aims >= 0):
-        numbers = f"{eps}, {aims}, {steps} and {restarts}"
-        raise ValueError(f"eps and aims are 0 or more, steps and restarts 1 or more, not {numbers}.")
-    _check(x, y)
+    if not all(isinstance(n, Integral) for n in (steps, restarts, aims)):
+        raise ValueError(f"steps, restarts and aims are whole numbers, not {steps}, {restarts} and {aims}.")
+    if not (eps >= 0 and leak >= 0 and aims >= 0 and steps >= 1 and restarts >= 1):
+        numbers = f"{eps}, {leak}, {aims}, {steps} and {restarts}"
+        raise ValueError(f"eps, leak and aims are 0 or more, steps and restarts 1 or more, not {numbers}.")
+    starts = ["image", *["random"] * (restarts - 1), *["leaky"] * (leak > 0), *["towards"] * (aims > 0)]
     others = x if others is None else others
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     found, held = x.clone(), torch.arange(len(x), device=x.device)  # held: which images no step has turned yet
     with torch.enable_grad(), _evaluated(model):
-        for restart in range(restarts + (aims > 0) if eps > 0 else 0):
+        for start in starts if eps > 0 else []:
             if not len(held):
                 break
             near = x[held]
-            if restart == restarts:
+            if start == "towards":
                 near = _towards(model, near, y[held], others, eps, norm, aims)
-            elif restart:
+            elif start == "random":
                 draws = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x)[held]
                 near = (near + _shorten(2 * draws - 1, eps, norm, fill=True)).clamp(0, 1)
             for step in range(steps + 1):
                 if not len(held):
                     break
                 near = near.detach().requires_grad_(True)
-                lead = _lead(model(near), y[held])
+                with _Leaking(leak) if start == "leaky" else contextlib.nullcontext():
+                    lead = _lead(model(near), y[held])
                 (up,) = torch.autograd.grad(lead.sum(), near)
                 turned, near = lead > 0, near.detach()
                 found[held[turned]] = near[turned]
@@ -86,6 +99,7 @@ def pgd(
 
 def _lead(output: Tensor, y: Tensor) -> Tensor:
     """Return the lead of the best wrong class over `y`, [B]: above 0 where the image is turned."""
+    _check_classes(output, y)
     own = F.one_hot(y, output.shape[1]).bool()
     return output.masked_fill(own, -torch.inf).amax(1) - output[own]
 
@@ -104,12 +118,36 @@ def _towards(model: nn.Module, x: Tensor, y: Tensor, others: Tensor, eps: float,
     return best
 
 
+class _Leaking(TorchFunctionMode):
+    """While this is on, gradients pass through a ReLU that is off, `leak` times as large; its output is the same."""
+
+    def __init__(self, leak: float):
+        super().__init__()
+        self.leak = leak
+
+    def __torch_function__(self, called, types, args=(), kwargs=None):
+        if called not in RELUS:
+            return called(*args, **kwargs or {})
+        leaked = self.leak * args[0]  # before a ReLU that works in place
+        output = called(*args, **kwargs or {})
+        return output + torch.where(output > 0, 0, leaked - leaked.detach())
+
+
 def _check(x: Tensor, y: Tensor) -> None:
     """Refuse what is no batch of images in pixel units with their classes."""
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        what = x.dtype if isinstance(x, Tensor) else shape_of(x)
+        raise ValueError(f"x is a tensor of floating-point images in [0, 1], not {what}.")
     if not ((x >= 0) & (x <= 1)).all():  # nan is neither
         raise ValueError("Attacks are in pixel units: x lies in [0, 1], and the normalisation belongs to the model.")
-    if y.shape != x.shape[:1] or y.dtype != torch.long or (y < 0).any():
+    if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.dtype != torch.long or (y < 0).any():
         raise ValueError(f"y is one class number of type int64 for each of the {len(x)} images.")
+
+
+def _check_classes(output: Tensor, y: Tensor) -> None:
+    """Refuse classes that the network has no output for."""
+    if (y >= output.shape[1]).any():
+        raise ValueError(f"y has class {int(y.max())}, but the network's {output.shape[1]} outputs are classes from 0.")
 
 
 @contextlib.contextmanager
@@ -143,17 +181,24 @@ def attack_success(
     """Return the share of the images that `model` gets right and `pgd` turns, in percent, by radius `eps`.
 
     Images that are wrong already do not count; ``.attrs["right"]`` is how many are right. What a smaller radius
-    turns is turned at a larger one, so the share cannot fall; where every image may become any other it
-    reaches 100 %, unless the model takes all of `x` for one class. `attack` and errors: as in `pgd`, but that `others`
-    are all of `x`.
+    turns counts as turned at a larger one, so that the share cannot fall. Where every image may become any other it
+    reaches 100 % through the start that needs no gradient, unless the model takes all of `x` for one class: with
+    ``aims=0`` it shows whether gradients find the way. `attack` and errors: as in `pgd`, but that `others` are all of
+    `x`; a ValueError also for a single radius, and for a `chunk` below 1.
     """
+    if not isinstance(eps, Iterable) or chunk < 1:
+        raise ValueError(f"eps is a list of radii and chunk 1 or more, not {eps} and {chunk}.")
     _check(x, y)
     attack = {"others": x} | attack
     radii, right = sorted(eps), 0
+    for radius in radii:
+        pgd(model, x[:0], y[:0], eps=radius, **attack)  # refuses what is no attack, even if no image is right
     turned = dict.fromkeys(radii, 0)
     for a, b in zip(x.split(chunk), y.split(chunk), strict=True):
         with torch.no_grad(), _evaluated(model):
-            ok = model(a).argmax(1) == b
+            output = model(a)
+        _check_classes(output, b)
+        ok = output.argmax(1) == b
         a, b, right = a[ok], b[ok], right + int(ok.sum())
         for radius in radii:
             if len(b):
@@ -172,17 +217,22 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generat
     `x` and `y` are the test set in pixel units, of which `ATTACKED` images of each class are drawn from a CPU
     `generator` (all, of a class that has fewer). ``attacked_linf_0.1`` is the percentage of those that `model` gets
     right and still gets right when each pixel may change by 0.1; ``attacked_images`` how many are drawn, and
-    ``attacked_right`` how many are right (where none is, there is no accuracy: None). ``attack`` is `ATTACK`: of rows
-    that were attacked in another way, none is to be compared with these.
+    ``attacked_right`` how many are right (where none is, there is no accuracy: None). ``gradients_linf_1`` and
+    ``gradients_l2_28`` are the accuracies at the last radius of each norm, where any image may become any other, from
+    the starts at the image alone, which nothing but gradients leads away: 0, unless these mislead the attack.
+    ``attack`` is `ATTACK`: of rows that were attacked in another way, none is to be compared with these.
     """
     order = torch.randperm(len(y), generator=generator)
     labels = y.cpu()[order]
     chosen = torch.cat([order[labels == label][:ATTACKED] for label in labels.unique()]).to(x.device)
-    found, n_right = {"attack": dict(ATTACK), "attacked_images": len(chosen)}, 0
+    x, y = x[chosen], y[chosen]
+    found: dict = {"attack": dict(ATTACK), "attacked_images": len(chosen)}
     for norm, radii in RADII.items():
-        success = attack_success(model, x[chosen], y[chosen], eps=radii, norm=norm, chunk=100, **ATTACK)
-        n_right = success.attrs["right"]
-        found |= {
-            f"attacked_{norm}_{eps:g}": round(100 - share, 2) if n_right else None for eps, share in success.items()
-        }
-    return found | {"attacked_right": n_right}
+        every = attack_success(model, x, y, eps=radii, norm=norm, chunk=100, **ATTACK)
+        by_gradients = ATTACK | {"restarts": 1, "aims": 0}  # noise or a look at other images turns many by itself
+        alone = attack_success(model, x, y, eps=radii[-1:], norm=norm, chunk=100, **by_gradients)
+        found["attacked_right"] = right = every.attrs["right"]
+        for name, success in (("attacked", every), ("gradients", alone)):
+            held = {eps: round(100 - share, 2) if right else None for eps, share in success.items()}
+            found |= {f"{name}_{norm}_{eps:g}": share for eps, share in held.items()}
+    return found

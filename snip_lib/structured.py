@@ -282,7 +282,12 @@ def measure(model: nn.Module, x: Tensor, *, repeats: int = 5) -> dict[str, float
 
     Multiply-adds are those of linear layers and convolutions. Seconds are the shortest of `repeats` forward
     passes in evaluation mode, after one to warm up.
+
+    Raises:
+        ValueError: a batch that is empty or that the network refuses; no repeat.
     """
+    if repeats < 1 or (isinstance(x, Tensor) and not len(x)):
+        raise ValueError(f"A batch has 1 example or more, and repeats is 1 or more, not {shape_of(x)} and {repeats}.")
     counts, took, before = [], [], {module: module.training for module in model.modules()}
 
     def count(module: nn.Module, _, output: Tensor) -> None:
@@ -291,7 +296,10 @@ def measure(model: nn.Module, x: Tensor, *, repeats: int = 5) -> dict[str, float
     hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, LAYERS)]
     try:
         with torch.inference_mode():
-            model.eval()(x)
+            try:
+                model.eval()(x)
+            except Exception as error:
+                raise ValueError(f"The network refuses the batch {shape_of(x)}: {why(error, x)}") from error
             for hook in hooks:
                 hook.remove()
             for _ in range(repeats):

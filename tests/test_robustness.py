@@ -6,9 +6,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from snip_lib import plots, robustness
+from snip_lib import data, plots, robustness
 from snip_lib.models import LeNet5, LeNet300
 from snip_lib.robustness import attack_success, attacked, pgd
 from snip_lib.runs import read_rows
@@ -35,6 +36,43 @@ def linear(seed=0, classes=2, side=5):
 def images(n=60, side=5, seed=0):
     """Images far enough from black and white that the closed forms need no clipping."""
     return 0.4 + 0.2 * torch.rand(n, 1, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def on_digits(sparsity):
+    """Train LeNet-300-100 on digits, at a random mask; return it with a hundred test images that it gets right."""
+    digits, g = data.load("digits", pixels="raw"), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = LeNet300()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * (2 / p.shape[1]) ** 0.5 if p.dim() > 1 else 0 * p)
+    kept = [torch.rand(p.shape, generator=g) >= sparsity for p in model.parameters()]
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        chosen = torch.randint(len(digits.y_train), (100,), generator=g)
+        adam.zero_grad()
+        F.cross_entropy(model(digits.x_train[chosen]), digits.y_train[chosen]).backward()
+        adam.step()
+        with torch.no_grad():
+            for p, k in zip(model.parameters(), kept, strict=True):
+                p.mul_(k)
+    right = (model(digits.x_test).argmax(1) == digits.y_test).nonzero().flatten()[:100]
+    return model.requires_grad_(False), digits.x_test[right], digits.y_test[right]
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return on_digits(0)
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """Few of its units are on at any image, and most ways to turn one lead through those that are off."""
+    return on_digits(0.98)
+
+
+def turned_by(attack, model, x, y, **how):
+    return (attack(model, x, y, **how) != x).flatten(1).any(1)
 
 
 # --- attacks
@@ -121,7 +159,7 @@ def test_other_starts_lie_on_all_sides_and_out_to_the_edge_of_the_ball(norm):
             return torch.stack([1 + 0 * x.flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
 
     x = torch.full((50, 1, 5, 5), 0.5)
-    pgd(Still(), x, torch.zeros(50, dtype=torch.long), eps=0.1, norm=norm, steps=1, restarts=2, aims=0)
+    pgd(Still(), x, torch.zeros(50, dtype=torch.long), eps=0.1, norm=norm, steps=1, restarts=2, leak=0, aims=0)
     assert len(starts) == 4 and torch.equal(starts[0], x)
     change = (starts[2] - x).flatten(1)
     size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
@@ -129,7 +167,7 @@ def test_other_starts_lie_on_all_sides_and_out_to_the_edge_of_the_ball(norm):
     assert (change > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
     starts.clear()
     x = x[:, :, :1, :1]  # where draws from [-1, 1] may be shorter than the radius
-    pgd(Still(), x, torch.zeros(50, dtype=torch.long), eps=0.4, norm=norm, steps=1, restarts=2, aims=0)
+    pgd(Still(), x, torch.zeros(50, dtype=torch.long), eps=0.4, norm=norm, steps=1, restarts=2, leak=0, aims=0)
     sizes = (starts[2] - x).abs()
     assert sizes.max() <= 0.4 + 1e-6 and (sizes.min() > 0.399) == (norm == "l2")
 
@@ -189,24 +227,69 @@ def test_committed_rows_were_attacked_at_these_radii_with_so_many_images(root):
         assert row["attacked_images"] == 10 * robustness.ATTACKED, row["key"]
 
 
-def holds_to_the_last(row):
-    """Return whether the network of a row holds where every image may become any other, although it knows two classes.
+@NORMS
+def test_success_of_gradients_alone_rises_with_the_radius_to_all_images(dense, norm):
+    """Each radius is attacked by itself, from the images."""
+    turned = [
+        int(turned_by(pgd, *dense, eps=eps, norm=norm, restarts=1, leak=leak, aims=0).sum())
+        for leak in (0, 0.1)
+        for eps in robustness.RADII[norm]
+    ]
+    assert turned[:5] == sorted(turned[:5]) and turned[5:] == sorted(turned[5:])
+    assert turned[0] < 50 and turned[4] == turned[9] == 100
 
-    Right about more images than there are of a class, it is right about two classes.
-    """
-    last = [row[f"attacked_{norm}_{radii[-1]:g}"] for norm, radii in robustness.RADII.items()]
-    return row["attacked_right"] > robustness.ATTACKED and any(held != 0 for held in last)
+
+def misled(row):
+    """Return whether gradients alone leave images at the last radius, where any image may become any other."""
+    return any(row[f"gradients_{norm}_{radii[-1]:g}"] != 0 for norm, radii in robustness.RADII.items())
 
 
-def test_nothing_that_tells_two_classes_apart_holds_at_the_last_radius(root):
-    """Where it seems to, the attack was misled. No table shows the rows of an older attack, without ``attack``."""
+def test_a_row_says_that_gradients_mislead_the_attack(dense, monkeypatch):
+    monkeypatch.setattr(robustness, "ATTACKED", 3)
+    monkeypatch.setattr(robustness, "RADII", {"linf": (0.1, 1.0), "l2": (1.5, 28.0)})
+    how = {"generator": torch.Generator().manual_seed(0)}
+    assert not misled(attacked(*dense, **how))
+    monkeypatch.setattr(torch.autograd, "grad", lambda _, x: (torch.zeros_like(x),))
+    found = attacked(*dense, **how)
+    assert misled(found) and found["gradients_linf_1"] == found["gradients_l2_28"] == 100
+    assert found["attacked_linf_1"] == found["attacked_l2_28"] == 0  # the start that needs no gradient would not tell
+
+
+def test_gradients_mislead_the_attack_on_no_dense_network(root):
     rows = [row for row in read_rows(root / "notebooks/results").values() if row.get("attacked_images")]
-    now = [row for row in rows if row.get("attack") == robustness.ATTACK]
+    now = [row for row in rows if row.get("attack") == robustness.ATTACK and not row["sparsity"]]
     if not now:
-        pytest.skip("no row of this attack yet")
-    assert not [row["key"] for row in now if holds_to_the_last(row)]
-    assert holds_to_the_last(now[0] | {"attacked_linf_1": 0.2, "attacked_right": 51})
-    assert not holds_to_the_last(now[0] | {"attacked_linf_1": 0.2, "attacked_right": 50})
+        pytest.skip("no dense row of this attack yet")
+    assert not [row["key"] for row in now if misled(row)]
+
+
+@NORMS
+def test_where_the_network_is_flat_a_gradient_that_leaks_finds_more(flat, norm):
+    model, x, y = flat
+    radii = robustness.RADII[norm]
+    less, more = (attack_success(model, x, y, eps=radii, norm=norm, leak=leak) for leak in (0, 0.1))
+    assert (more >= less).all() and (more - less).max() > 4
+    less, more = (attack_success(model, x, y, eps=radii, norm=norm, leak=leak, aims=0) for leak in (0, 0.1))
+    assert (more >= less).all() and (more - less).max() > 10
+
+
+@pytest.mark.parametrize("relu", [F.relu, torch.relu, torch.Tensor.relu, nn.ReLU(), nn.ReLU(inplace=True)])
+def test_gradients_pass_through_a_relu_that_is_off_and_nothing_else_changes(relu):
+    class Off(nn.Module):
+        """Flat up to 0.6, and turned from 0.65 on."""
+
+        def forward(self, x):
+            return torch.stack([torch.full_like(x[:, 0], 0.05), relu(x[:, 0] - 0.6)], 1)
+
+    x, y = torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.long)
+    how = {"restarts": 1, "aims": 0}
+    assert not turned_by(pgd, Off(), x, y, eps=0.2, leak=0, **how)
+    assert turned_by(pgd, Off(), x, y, eps=0.2, leak=0.1, **how) and not turned_by(pgd, Off(), x, y, eps=0.14, **how)
+    z = torch.tensor([-2.0, -0.0, 3.0], requires_grad=True)
+    with robustness._Leaking(0.25):
+        output = relu(z * 1)
+    assert output.tolist() == [0, 0, 3]
+    assert torch.autograd.grad(output.sum(), z)[0].tolist() == [0.25, 0.25, 1]
 
 
 @NORMS
@@ -238,10 +321,10 @@ def test_restarts_find_what_one_start_does_not():
 
     x = torch.full((200, 1, 1, 1), 0.5)
     y = torch.zeros(200, dtype=torch.long)
-    one, many = (attack_success(Hole(), x, y, eps=[0.1], restarts=r, steps=5)[0.1] for r in (1, 20))
+    one, many = (attack_success(Hole(), x, y, eps=[0.1], restarts=r, leak=0, steps=5)[0.1] for r in (1, 20))
     assert one == 0 and many > 90
-    usual = attack_success(Hole(), x, y, eps=[0.1], steps=5)[0.1]
-    assert usual == attack_success(Hole(), x, y, eps=[0.1], restarts=2, steps=5)[0.1] > 0
+    usual = attack_success(Hole(), x, y, eps=[0.1], leak=0, steps=5)[0.1]
+    assert usual == attack_success(Hole(), x, y, eps=[0.1], restarts=2, leak=0, steps=5)[0.1] > 0
 
 
 def test_the_model_stays_as_it_was():
@@ -266,11 +349,17 @@ def test_the_model_stays_as_it_was():
         ({"norm": "l1"}, 'norm is "linf" or "l2"'),
         ({"x": 3 * images()}, "pixel units"),
         ({"x": images() * float("nan")}, "pixel units"),
-        ({"eps": -0.1}, "eps and aims are 0 or more"),
-        ({"eps": float("nan")}, "eps and aims are 0 or more"),
-        ({"aims": -1}, "eps and aims are 0 or more"),
+        ({"x": images().numpy()}, r"x is a tensor of floating-point images in \[0, 1\], not \(ndarray\)."),
+        ({"x": images().round().long()}, r"floating-point images in \[0, 1\], not torch.int64."),
+        ({"eps": -0.1}, "eps, leak and aims are 0 or more"),
+        ({"eps": float("nan")}, "eps, leak and aims are 0 or more"),
+        ({"leak": -0.1}, "eps, leak and aims are 0 or more"),
+        ({"aims": -1}, "eps, leak and aims are 0 or more"),
         ({"steps": 0}, "steps and restarts 1 or more"),
         ({"restarts": 0}, "steps and restarts 1 or more"),
+        ({"steps": 2.5}, "steps, restarts and aims are whole numbers, not 2.5, 2 and 50."),
+        ({"y": [0] * 60}, "one class number of type int64"),
+        ({"y": torch.full((60,), 12)}, "y has class 12, but the network's 2 outputs are classes from 0."),
         ({"y": torch.zeros(59, dtype=torch.long)}, "one class number of type int64 for each of the 60 images"),
         ({"y": torch.zeros(60)}, "of type int64"),
         ({"y": torch.full((60,), -1)}, "one class number"),
@@ -280,9 +369,18 @@ def test_bad_input_gets_a_sentence(change, words):
     arguments = {"x": images(), "y": torch.zeros(60, dtype=torch.long), "eps": 0.1} | change
     with pytest.raises(ValueError, match=words):
         pgd(linear(), **arguments)
-    if not {"eps", "aims", "restarts", "steps"} & set(change):
+    with pytest.raises(ValueError, match=words):
+        attack_success(linear(), **arguments | {"eps": [arguments["eps"]]})
+    if not {"x", "y"} & set(change):  # even if there is nothing to attack
+        x = images()
         with pytest.raises(ValueError, match=words):
-            attack_success(linear(), **arguments | {"eps": [0.1]})
+            attack_success(linear(), **arguments | {"eps": [arguments["eps"]], "y": 1 - linear()(x).argmax(1)})
+
+
+@pytest.mark.parametrize("change", [{"eps": 0.1}, {"chunk": 0}])
+def test_bad_radii_and_chunks_get_a_sentence(change):
+    with pytest.raises(ValueError, match="eps is a list of radii and chunk 1 or more"):
+        attack_success(linear(), images(), torch.zeros(60, dtype=torch.long), **{"eps": [0.1]} | change)
 
 
 def test_attacks_need_gradients_and_turn_them_on():
@@ -313,22 +411,30 @@ def test_a_row_has_the_accuracy_of_the_same_number_of_images_of_each_class(monke
     for norm, radii in robustness.RADII.items():
         accuracy = [found[f"attacked_{norm}_{eps:g}"] for eps in radii]
         success = attack_success(model, x[chosen], y[chosen], eps=radii, norm=norm)
+        alone = attack_success(model, x[chosen], y[chosen], eps=radii, norm=norm, restarts=1, aims=0)
+        assert found[f"gradients_{norm}_{radii[-1]:g}"] == pytest.approx(100 - alone.iloc[-1], abs=0.005)
         assert accuracy == pytest.approx((100 - success).tolist(), abs=0.005)
         assert accuracy == sorted(accuracy, reverse=True) and accuracy[0] > 0
-        assert accuracy[-1] == 0  # every image may become any other: the gradients do not mislead the attack
+        assert accuracy[-1] == 0
     assert at(1) == found and len({str(at(seed)) for seed in range(5)}) > 1
-    assert found["attack"] == {"steps": 40, "restarts": 2, "aims": 50}
+    assert found["attack"] == {"steps": 40, "restarts": 2, "leak": 0.1, "aims": 50}
     seen = []
-    monkeypatch.setattr(robustness, "ATTACK", {"steps": 3, "restarts": 4, "aims": 5})
-    monkeypatch.setattr(robustness, "pgd", lambda model, x, y, **how: seen.append(how) or x)
-    assert at(1)["attack"] == robustness.ATTACK and len(seen) == 6  # what a row says is what was done
-    assert all(how["others"].shape == (18, 1, 5, 5) and how.items() >= robustness.ATTACK.items() for how in seen)
+    monkeypatch.setattr(robustness, "ATTACK", {"steps": 3, "restarts": 4, "leak": 0.3, "aims": 5})
+    monkeypatch.setattr(robustness, "pgd", lambda model, x, y, **how: seen.append((len(x), how)) or x)
+    assert at(1)["attack"] == robustness.ATTACK  # what a row says is what was done
+    seen = [how for n, how in seen if n]  # with none the arguments are checked
+    assert all(how["others"].shape == (18, 1, 5, 5) for how in seen)
+    assert all(
+        how.items() >= (robustness.ATTACK | {"aims": how["aims"], "restarts": how["restarts"]}).items() for how in seen
+    )
+    tried = [(how["restarts"], how["aims"], how["eps"]) for how in seen]
+    assert tried[:4] == [(4, 5, 0.01), (4, 5, 0.03), (4, 5, 1.0), (1, 0, 1.0)] and len(tried) == 8
 
 
 def test_a_network_that_is_always_wrong_has_no_accuracy_under_attack():
     model, x = linear(), images(20)
     found = attacked(model, x, 1 - model(x).argmax(1), generator=torch.Generator().manual_seed(0))
-    assert found["attacked_right"] == 0 and found["attacked_linf_0.1"] is None
+    assert found["attacked_right"] == 0 and found["attacked_linf_0.1"] is found["gradients_linf_1"] is None
 
 
 # --- tables

@@ -379,6 +379,28 @@ def test_the_cost_of_a_network_is_counted_and_falls():
     assert model.training and not model.conv1._forward_hooks
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"x": lambda x: x[:0]}, r"A batch has 1 example or more, .* not of shape \[0, 1, 28, 28\] and 5."),
+        ({"repeats": 0}, "repeats is 1 or more, .* and 0."),
+        (
+            {"x": lambda x: x.numpy()},
+            r"refuses the batch \(ndarray\): make tensors of numpy arrays with torch.as_tensor.",
+        ),
+        (
+            {"x": lambda x: x.expand(-1, 3, -1, -1)},
+            r"The network refuses the batch of shape \[\d+, 3, 28, 28\]: Given .*",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_gets_a_sentence(change, words):
+    model, x, _ = build("lenet5")
+    with pytest.raises(ValueError, match=f"{words}$") as error:
+        measure(model, **{"x": change.get("x", lambda x: x)(x)} | {k: v for k, v in change.items() if k != "x"})
+    assert "\n" not in str(error.value) and not model.conv1._forward_hooks
+
+
 def test_pruning_and_shrinking_leave_the_network_as_it_was():
     model, x, y = build("wrn")
     model.train()
