@@ -58,12 +58,19 @@ NAMES = {
 
 def published() -> pd.DataFrame:
     """Return the paper's numbers: source, section, model, dataset, method, sparsity, quantity, value, sd."""
-    return pd.read_csv(FOLDER / "paper.csv")
+    return _csv("paper.csv")
 
 
 def criteria() -> pd.DataFrame:
     """Return the claims and their criteria, one a line, indexed by id."""
-    return pd.read_csv(FOLDER / "claims.csv", index_col="id", dtype=str, keep_default_na=False)
+    return _csv("claims.csv", index_col="id", dtype=str, keep_default_na=False)
+
+
+def _csv(name: str, **options) -> pd.DataFrame:
+    if not (FOLDER / name).exists():
+        where = f"There is no {FOLDER / name} in {Path.cwd()}"
+        raise FileNotFoundError(f"{where}: a chapter runs in the folder `notebooks` of a clone of the book.")
+    return pd.read_csv(FOLDER / name, **options)
 
 
 # ------------------------------------------------------------------------------------ statistics

@@ -444,6 +444,13 @@ def test_same_layers_is_what_other_mask_denies(world):
     assert "at most 9.00 %" in world.judge("X1").evidence
 
 
+def test_a_chapter_away_from_its_book_is_told_where_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for read in (claims.criteria, claims.published):
+        with pytest.raises(FileNotFoundError, match="a chapter runs in the folder `notebooks` of a clone"):
+            read()
+
+
 @pytest.mark.parametrize(("turn", "verdict"), [(0, "in part"), (1, "not reproduced"), (None, "not tested (undec")])
 def test_follows_class_asks_whether_the_mask_looks_like_its_own_class(world, turn, verdict):
     """The mask of each class looks like its own mean image, like another class's, or like any, by chance."""
