@@ -561,9 +561,13 @@ def cut_off(rows: pd.DataFrame, told: Callable[[pd.DataFrame], pd.Series] = is_c
 def disconnection_table(
     groups: dict[str, pd.DataFrame], told: Callable[[pd.DataFrame], pd.Series] = is_cut_off
 ) -> Table:
-    """Return how many networks are `cut_off`, by group and sparsity, with the interval."""
+    """Return how many networks are `cut_off`, by group and sparsity, with the interval.
+
+    Of lost outputs only rows tell that are not older than `dead_outputs`; others are left out.
+    """
     lines, how = [], {is_cut_off: "disconnected", loses_outputs: "losing outputs"}[told]
     for name, rows in groups.items():
+        rows = rows[rows["dead_outputs"].notna()] if told is loses_outputs else rows
         line = {"method": name, "n": cell(_seeds(rows), "fewest seeds", rows) if len(rows) else "not run yet"}
         for sparsity in _sparsities(groups):
             group, text = rows[rows["sparsity"] == sparsity], ""
@@ -581,6 +585,7 @@ def by_outputs(rows: pd.DataFrame, masks: pd.DataFrame, name: str) -> dict[str, 
     `masks` has rows of the same masks alone, found by sparsity and seed: trained ones may be older than
     `dead_outputs`. Rows without a mask there are left out.
     """
+    masks = masks[masks["dead_outputs"].notna()]
     told = dict(zip(zip(masks["sparsity"], masks["seed"], strict=True), loses_outputs(masks), strict=True))
     lost = pd.Series([told.get(pair) for pair in zip(rows["sparsity"], rows["seed"], strict=True)], rows.index, object)
     groups = {f"{name}, a path to each output": rows[lost.eq(False)], f"{name}, an output without": rows[lost.eq(True)]}
