@@ -462,10 +462,10 @@ def _less_often(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series, told:
     table_of_two = [[sum(map(len, by)) - sum(n), sum(n)] for by, n in zip(groups, cut, strict=True)]
     less, more = (stats.fisher_exact(table_of_two, alternative=side).pvalue for side in ("greater", "less"))
     never = len(theirs) > 0 and sum(cut[1]) == 0
-    words = [
-        ", ".join(f"{n} of {len(group)}" for n, group in zip(c, by, strict=True))
-        for c, by in zip(cut, groups, strict=True)
-    ]
+    words = []
+    for n, by in zip(cut, groups, strict=True):
+        counts = [f"{k} of {len(group)}" for k, group in zip(n, by, strict=True) if len(group)]
+        words.append(", ".join(counts) or "–")
     said = cell(" against ".join(words), f"{how} by sparsity", ours, theirs)
     return Test(min(len(group) for by in groups for group in by), less, never or more < SIGNIFICANCE, said)
 

@@ -504,6 +504,8 @@ def test_trained_rows_are_split_by_the_outputs_that_their_masks_cut_off():
         "SNIP, an output without": ["t1"],
     }  # of seed 7 there is no mask
     assert loses_outputs(masks).tolist() == [False, True, False]
+    table = disconnection_table({"SNIP": masks.assign(dead_outputs=[0, None, 1])}, loses_outputs)  # one is older
+    assert table.loc["SNIP"].tolist() == ["2", "1 of 2 [1.3, 98.7]"]
     assert has_failed(trained).tolist() == [False, True, False]
     with pytest.raises(ValueError, match="make it again"):
         loses_outputs(masks.assign(dead_outputs=[0, None, 1]))
