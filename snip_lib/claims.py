@@ -763,7 +763,7 @@ def answer_markdown(judged: list[Verdict]) -> str:
     """Return what SNIP is good for, as far as the verdicts say: a sentence, what is behind it, and four questions."""
     done = [(criteria().loc[v.claim], v) for v in judged if not v.reason]
     found = [*_costs_of_pruning(done), _printed_errors(done), _lengths(done), "", "By question:", ""]
-    return "\n".join([*found, *_questions(judged), _beside_other_masks()])
+    return "\n".join([*found, *_questions(judged), _price(done), _beside_other_masks()])
 
 
 def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
@@ -888,6 +888,16 @@ def _by_length(found: dict[str, list[str]]) -> str:
 def _trained(v: Verdict) -> str:
     """Return how long the runs of a verdict trained, where that is not as long as the paper's."""
     return "; at a tenth of the training" if v.profile == "short" and v.n else ""
+
+
+def _price(done: list[tuple[pd.Series, Verdict]]) -> str:
+    """Return in a line what scoring costs, the most of any test, and what it does not buy."""
+    said = [test.said for line, v in done if line["kind"] == "cost" for test in v.tests if test.n]
+    most = f"at most {max(said, key=lambda share: float(share.split()[0]))} of a run's time" if said else "not run yet"
+    return (
+        f"- *What does it cost, and save?* One scoring before training: {most}. A mask leaves the network its size, so "
+        "what is left trains no faster; only where whole units go can the network be made smaller."
+    )
 
 
 def _beside_other_masks() -> str:

@@ -85,8 +85,10 @@ def pgd(
                     break
                 near = near.detach().requires_grad_(True)
                 with _Leaking(leak) if start == "leaky" else contextlib.nullcontext():
-                    lead = _lead(model(near), y[held])
-                (up,) = torch.autograd.grad(lead.sum(), near)
+                    output = model(near)
+                lead = _lead(output, y[held])
+                higher = lead if start == "image" else _odds(output, y[held])
+                (up,) = torch.autograd.grad(higher.sum(), near)
                 turned, near = lead > 0, near.detach()
                 found[held[turned]] = near[turned]
                 near, up, held = near[~turned], up[~turned], held[~turned]
@@ -102,6 +104,12 @@ def _lead(output: Tensor, y: Tensor) -> Tensor:
     _check_classes(output, y)
     own = F.one_hot(y, output.shape[1]).bool()
     return output.masked_fill(own, -torch.inf).amax(1) - output[own]
+
+
+def _odds(output: Tensor, y: Tensor) -> Tensor:
+    """Return the log odds against `y`, [B]: cross-entropy's way up, but not its vanishing gradient."""
+    own = F.one_hot(y, output.shape[1]).bool()
+    return output.masked_fill(own, -torch.inf).logsumexp(1) - output[own]
 
 
 @torch.no_grad()

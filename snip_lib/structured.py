@@ -184,7 +184,7 @@ def keep_units(scores: dict[str, Tensor], sparsity: float, *, among: Mask | None
     n = n_kept(m, sparsity)
     if n < len(scores):
         raise ValueError(
-            f"At sparsity {sparsity:g} {n} of {m} units stay, but each layer keeps at least one: that makes {len(scores)}."
+            f"At sparsity {sparsity:g} {n} of {m} units stay, but each layer keeps one: that makes {len(scores)}."
         )
     top, spared = max(s.max() for s in scores.values()) + 1, {}
     for name, s in scores.items():

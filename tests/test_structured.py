@@ -567,7 +567,7 @@ def test_a_layer_that_is_called_twice_keeps_its_units():
     "change, words",
     [
         ({"sparsity": 1.0}, "fraction removed"),
-        ({"sparsity": 0.999}, "At sparsity 0.999 1 of 550 units stay, but each layer keeps at least one: that makes 2"),
+        ({"sparsity": 0.999}, "At sparsity 0.999 1 of 550 units stay, but each layer keeps one: that makes 2"),
         ({"method": "grasp"}, "Unknown method 'grasp': choose one of snip, random"),
         ({"scope": "layer"}, "Unknown scope 'layer': choose one of global"),
         ({"only": "fc2"}, "LeNet5 has no unit to remove"),
