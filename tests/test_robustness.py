@@ -118,7 +118,23 @@ def test_being_sure_is_no_defence(norm):
     with torch.no_grad():
         loud.fc3.weight.mul_(2.0**20), loud.fc3.bias.mul_(2.0**20)
     a, b = (attack_success(net, x, y, eps=radii, norm=norm, steps=10) for net in (model, loud))
-    assert 0 < a.iloc[0] < 100 and a.tolist() == b.tolist()
+    assert 0 < a.iloc[0] < 100 and b.tolist() == pytest.approx(a.tolist(), abs=4)  # an image
+
+
+def test_the_first_start_goes_up_the_lead_and_the_others_up_the_odds():
+    seen = []
+
+    class Fork(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach())
+            return torch.stack([0 * x[:, 0] + 9, x[:, 0] + 0.5, x[:, 1]], 1)
+
+    x, y = torch.full((1, 2), 0.5), torch.zeros(1, dtype=torch.long)
+    pgd(Fork(), x, y, eps=0.1, norm="l2", steps=1, restarts=1, aims=0)
+    z = x.clone().requires_grad_(True)
+    F.cross_entropy(Fork()(z), y).backward()
+    torch.testing.assert_close(seen[1] - x, torch.tensor([[0.1, 0]]))
+    torch.testing.assert_close(seen[3] - x, 0.1 * F.normalize(z.grad))
 
 
 @NORMS
@@ -232,7 +248,7 @@ def test_success_of_gradients_alone_rises_with_the_radius_to_all_images(dense, n
     """Each radius is attacked by itself, from the images."""
     turned = [
         int(turned_by(pgd, *dense, eps=eps, norm=norm, restarts=1, leak=leak, aims=0).sum())
-        for leak in (0, 0.1)
+        for leak in (0, 0.2)
         for eps in robustness.RADII[norm]
     ]
     assert turned[:5] == sorted(turned[:5]) and turned[5:] == sorted(turned[5:])
@@ -264,13 +280,14 @@ def test_gradients_mislead_the_attack_on_no_dense_network(root):
 
 
 @NORMS
-def test_where_the_network_is_flat_a_gradient_that_leaks_finds_more(flat, norm):
-    model, x, y = flat
-    radii = robustness.RADII[norm]
-    less, more = (attack_success(model, x, y, eps=radii, norm=norm, leak=leak) for leak in (0, 0.1))
-    assert (more >= less).all() and (more - less).max() > 4
-    less, more = (attack_success(model, x, y, eps=radii, norm=norm, leak=leak, aims=0) for leak in (0, 0.1))
-    assert (more >= less).all() and (more - less).max() > 10
+def test_where_the_network_is_flat_leaks_and_odds_find_more(flat, norm, monkeypatch):
+    def success(**how):
+        return attack_success(*flat, eps=robustness.RADII[norm], norm=norm, **how)
+
+    usual, tight, alone = success(), success(leak=0), success(leak=0, aims=0)
+    assert (success(aims=0) >= alone).all() and success(aims=0).sum() > alone.sum() + 10  # percent, over all radii
+    monkeypatch.setattr(robustness, "_odds", robustness._lead)
+    assert (usual >= tight).all() and (tight >= success(leak=0)).all() and usual.sum() > success(leak=0).sum() + 10
 
 
 @pytest.mark.parametrize("relu", [F.relu, torch.relu, torch.Tensor.relu, nn.ReLU(), nn.ReLU(inplace=True)])
@@ -284,7 +301,7 @@ def test_gradients_pass_through_a_relu_that_is_off_and_nothing_else_changes(relu
     x, y = torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.long)
     how = {"restarts": 1, "aims": 0}
     assert not turned_by(pgd, Off(), x, y, eps=0.2, leak=0, **how)
-    assert turned_by(pgd, Off(), x, y, eps=0.2, leak=0.1, **how) and not turned_by(pgd, Off(), x, y, eps=0.14, **how)
+    assert turned_by(pgd, Off(), x, y, eps=0.2, leak=0.2, **how) and not turned_by(pgd, Off(), x, y, eps=0.14, **how)
     z = torch.tensor([-2.0, -0.0, 3.0], requires_grad=True)
     with robustness._Leaking(0.25):
         output = relu(z * 1)
@@ -417,7 +434,7 @@ def test_a_row_has_the_accuracy_of_the_same_number_of_images_of_each_class(monke
         assert accuracy == sorted(accuracy, reverse=True) and accuracy[0] > 0
         assert accuracy[-1] == 0
     assert at(1) == found and len({str(at(seed)) for seed in range(5)}) > 1
-    assert found["attack"] == {"steps": 40, "restarts": 2, "leak": 0.1, "aims": 50}
+    assert found["attack"] == {"steps": 40, "restarts": 2, "leak": 0.2, "aims": 50}
     seen = []
     monkeypatch.setattr(robustness, "ATTACK", {"steps": 3, "restarts": 4, "leak": 0.3, "aims": 5})
     monkeypatch.setattr(robustness, "pgd", lambda model, x, y, **how: seen.append((len(x), how)) or x)
