@@ -3,6 +3,7 @@
 import copy
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -452,6 +453,28 @@ def test_a_network_that_is_always_wrong_has_no_accuracy_under_attack():
     model, x = linear(), images(20)
     found = attacked(model, x, 1 - model(x).argmax(1), generator=torch.Generator().manual_seed(0))
     assert found["attacked_right"] == 0 and found["attacked_linf_0.1"] is found["gradients_linf_1"] is None
+
+
+@NORMS
+def test_a_maintained_library_turns_no_more_images_of_a_dense_network(dense, norm):
+    """Auto-PGD (Croce and Hein, 2020) with either of its losses, whose images count together."""
+    evasion = pytest.importorskip("art.attacks.evasion", reason="needs the Adversarial Robustness Toolbox")
+    from art.estimators.classification import PyTorchClassifier
+
+    model, x, y = dense
+    np.random.seed(0)  # noqa: NPY002 (the library draws from it)
+    for eps in robustness.RADII[norm][1:3]:
+        theirs = torch.zeros(len(x), dtype=torch.bool)
+        for loss in ("cross_entropy", "difference_logits_ratio"):
+            wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0))
+            how = {"norm": {"linf": "inf", "l2": 2}[norm], "eps": eps, "eps_step": 2 * eps, "loss_type": loss}
+            attack = evasion.AutoProjectedGradientDescent(
+                wrapped, **how, max_iter=50, nb_random_init=2, batch_size=100, verbose=False
+            )
+            near = torch.from_numpy(attack.generate(x.numpy(), F.one_hot(y, 10).float().numpy()))
+            theirs |= model(near).argmax(1) != y
+        ours = turned_by(pgd, model, x, y, eps=eps, norm=norm)
+        assert ours.sum() >= theirs.sum() - 2  # percent
 
 
 # --- tables
