@@ -467,7 +467,9 @@ def test_committed_rows_have_the_masks_that_the_library_makes(root):
     files = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
     here = {name for name, its in files.items() if data._missing(data.data_folder(), its) is None}
     committed = [r for r in rows if r["sparsity"] > 0 and not r.get("delay")]  # masks of the initial weights
-    committed = [r for r in committed if r["dataset"] in here]
+    # In FORCE's rounds, and in thirty, rounding errors may decide, and they are another processor's (the log).
+    settled = [r for r in committed if r["rounds"] < 30 and (r["rounds"] == 1 or r["schedule"] != "force")]
+    committed = [r for r in settled if r["dataset"] in here]
     for row in random.Random(time.strftime("%Y-%m")).sample(committed, 3):
         run = Run(**{f.name: row[f.name] for f in dataclasses.fields(Run) if f.name in row})
         images = data.load(run.dataset, seed=run.seed, pixels=run.pixels)
