@@ -614,20 +614,22 @@ def attack_table(groups: dict[str, pd.DataFrame], norm: str) -> Table:
     """Return the accuracy under attack in percent, by group and radius: mean [95 % interval] over the seeds.
 
     Of the test images of `robustness.attacked` that the network gets right; "right %" are these, of all that were
-    drawn. Runs that diverged are left out, for a network that only guesses cannot be misled, and so are rows of
-    another attack than `robustness.ATTACK`.
+    drawn. Runs that diverged are left out and counted, for a network that only guesses cannot be misled; rows of
+    another attack than `robustness.ATTACK` are left out. At the last radius stands what gradients alone leave.
     """
+    *radii, last = (f"{eps:g}" for eps in RADII[norm])
+    shown = {eps: f"attacked_{norm}_{eps}" for eps in radii} | {f"{last}, gradients alone": f"gradients_{norm}_{last}"}
     lines = []
     for name, rows in groups.items():
         rows = rows[rows["attack"].map(lambda attack: attack == ATTACK).astype(bool)] if "attack" in rows else rows[:0]
         whole = settled(rows)
         line = {"method": name, "n": cell(str(len(whole)), "count", whole) if len(rows) else "not run yet"}
+        line["diverged"] = cell(str(int(rows["diverged"].sum())), "diverged", rows) if len(rows) else ""
         right = 100 * (whole["attacked_right"] / whole["attacked_images"]).mean() if len(whole) else 0
         how = "mean percent attacked_right of attacked_images"
         line["right %"] = cell(digits(right, 1), how, whole) if len(whole) else ""
-        for eps in RADII[norm]:
-            field = f"attacked_{norm}_{eps:g}"
+        for title, field in shown.items():
             values = whole[field].astype(float).dropna() if len(whole) else []
-            line[f"{eps:g}"] = estimate(values, f"mean and interval {field}", whole, sign="") if len(values) else ""
+            line[title] = estimate(values, f"mean and interval {field}", whole, sign="") if len(values) else ""
         lines.append(line)
     return table(lines, "method")

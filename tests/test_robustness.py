@@ -576,17 +576,19 @@ def test_networks_that_only_guess_do_not_count_as_robust():
     for norm, radii in robustness.RADII.items():
         for eps in radii:
             ours[f"attacked_{norm}_{eps:g}"] = [90.0, 80.0, 100.0]
+        ours[f"gradients_{norm}_{radii[-1]:g}"] = [0.0, 5.0, 100.0]
     ours = ours.assign(attacked_images=500, attacked_right=[480, 471, 50], attack=[dict(robustness.ATTACK)] * 3)
     groups = {"SNIP": ours, "random": ours.iloc[:0], "alone": ours.iloc[:1], "old": ours.drop(columns="attack")}
     mixed = pd.concat([ours.iloc[:1], ours.iloc[1:].assign(attack=[None, {"steps": 1}])])
     table = attack_table(groups | {"mixed": mixed, "older": mixed.iloc[1:]}, "l2")
-    assert table.columns.tolist() == ["n", "right %", *(f"{eps:g}" for eps in robustness.RADII["l2"])]
+    assert table.columns.tolist() == ["n", "diverged", "right %", "0.5", "1", "1.5", "3", "28, gradients alone"]
+    assert table.loc["SNIP", "diverged"] == "1" and table.loc["SNIP", "28, gradients alone"] == "2.50 [0.00, 34.27]"
     # 85 ± 12.706 (Student's t with one degree of freedom) * 7.071 / sqrt(2), cut at 100
-    assert table.loc["SNIP"].tolist()[:3] == ["2", "95.1", "85.00 [21.47, 100.00]"]  # 951 of 1000
+    assert table.loc["SNIP"].tolist()[2:4] == ["95.1", "85.00 [21.47, 100.00]"]  # 951 of 1000
     assert table.loc["SNIP", "1"].keys == (("a", "b"),) and table.loc["alone", "1"] == "90.00"
-    assert table.loc["mixed"].tolist()[:3] == ["1", "96.0", "90.00"]  # rows of another attack are of another table
+    assert table.loc["mixed"].tolist()[:4] == ["1", "0", "96.0", "90.00"]  # rows of another attack are of another table
     for name in ("random", "old", "older"):
-        assert table.loc[name].tolist() == ["not run yet", *[""] * (1 + len(robustness.RADII["l2"]))]
+        assert table.loc[name].tolist() == ["not run yet", *[""] * (2 + len(robustness.RADII["l2"]))]
 
 
 def test_the_figure_shows_the_mean_over_every_run_and_each_of_them():

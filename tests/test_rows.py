@@ -415,6 +415,7 @@ def made(runs, failed=()):
         row["dead_units"] = draw.randrange(100)
         row |= {"attack": ATTACK, "attacked_images": 500, "attacked_right": draw.randrange(100, 500)}
         row |= {f"attacked_{norm}_{eps:g}": draw.uniform(0, 99) for norm, radii in RADII.items() for eps in radii}
+        row |= {f"gradients_{norm}_{radii[-1]:g}": draw.uniform(0, 9) for norm, radii in RADII.items()}
         rows.append(row | {"device": draw.choice(["CPU", "GPU"])})
     return rows
 
