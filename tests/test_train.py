@@ -412,7 +412,7 @@ def test_the_attack_in_a_row_is_the_attack_on_the_network_that_was_trained(pixel
     assert {k: v for k, v in outcome.items() if k in plain and "seconds" not in k} == {
         k: v for k, v in plain.items() if "seconds" not in k
     }
-    assert {k for k in outcome if k not in plain} == {k for k in outcome if k.startswith("attack")}
+    assert {k for k in outcome if k not in plain} == {k for k in outcome if k.startswith(("attack", "gradients"))}
 
 
 def test_a_run_killed_under_attack_attacks_again_and_has_the_same_row(few, tmp_path, monkeypatch):
