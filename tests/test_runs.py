@@ -140,6 +140,7 @@ def test_defaults_stay_for_ever():
     later |= {"pixels": "normalised", "batch_norm": "tensorflow", "decayed": "all", "precision": "float32"}
     later |= {"structured": False, "attacked": False}
     untrained = dict.fromkeys(["test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss"])
+    untrained |= {"dead_units": None, "dead_outputs": None}
     untrained |= {"diverged": False, "diverged_step": None, "steps_before_mask": 0, "replicas": 1, "dirty": False}
     untrained |= {"curve": {"step": [], "train_loss": [], "val_error": [], "test_error": []}}
     expected = {**paper, **later, **untrained}
