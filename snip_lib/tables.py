@@ -515,18 +515,25 @@ def _seeds(rows: pd.DataFrame) -> str:
     return str(rows.groupby("sparsity").size().min())
 
 
-def is_cut_off(rows: pd.DataFrame) -> pd.Series:
-    """Tell for each row whether its network is disconnected: a layer keeps no weight, or no path goes through it.
+CELL = ("gates", "candi")  # gates and candidate of a recurrent network, which is whole without them
 
-    No path: no weight lives. A row older than `live_weights` says only whether no connection lives; that is the same
-    where no bias is kept.
+
+def is_cut_off(rows: pd.DataFrame) -> pd.Series:
+    """Tell for each row whether its network is disconnected: no path of kept weights goes through it, none lives.
+
+    So it is where a layer of a chain keeps no weight; a GRU without a gate is another network, and whole. A row older
+    than `live_weights` says only whether a layer is empty, or no connection lives, which is the same where no bias is
+    kept.
     """
-    empty = [any(n == 0 for name, n in kept.items() if name.endswith("weight")) for kept in rows["kept"]]
-    dead = rows["effective_sparsity"].astype(float) == 1
+    chains = (
+        [n for name, n in kept.items() if name.endswith("weight") and name[:5] not in CELL] for kept in rows["kept"]
+    )
+    empty = [0 in chain for chain in chains]
+    dead = pd.Series(empty, index=rows.index, dtype=bool) | (rows["effective_sparsity"].astype(float) == 1)
     if "live_weights" in rows:
         live = rows["live_weights"].astype(float)
         dead = (live == 0) | (live.isna() & dead)
-    return pd.Series(empty, index=rows.index, dtype=bool) | dead
+    return dead
 
 
 def has_failed(rows: pd.DataFrame) -> pd.Series:

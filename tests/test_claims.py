@@ -540,7 +540,7 @@ def test_disconnects_compares_how_often(world, one_shot, in_steps, verdict):
     for rounds, cut in ((1, one_shot), (7, in_steps)):
         for sparsity in (0.99, 0.999):
             run = dataclasses.replace(SCORED, sparsity=sparsity, rounds=rounds)
-            live = [0] * (cut // 2) + [9] * (20 - cut // 2)  # half have no path, half an empty layer
+            live = [0] * (cut // 2) + [None] * (cut - cut // 2) + [9] * (20 - cut)  # older rows: an empty layer
             kept = [whole] * (cut // 2) + [empty] * (cut - cut // 2) + [whole] * (20 - cut)
             world.add(run, effective_sparsity=0.99, live_weights=live, kept=kept)
     judged = world.judge("X1")

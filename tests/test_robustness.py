@@ -533,6 +533,8 @@ def test_a_network_is_cut_off_without_a_path_or_without_a_layer():
     assert is_cut_off(found.iloc[:0]).tolist() == []
     live = found.assign(live_weights=[0, None, 7], effective_sparsity=[0.99, 1.0, 1.0], kept=[FULL] * 3)
     assert is_cut_off(live).tolist() == [True, True, False]  # the last rounds to 1
+    gate = found.assign(kept=[FULL | {"gates.weight": 0, "candidate.weight": 0}] * 3)
+    assert is_cut_off(gate).tolist() == [False, True, False]  # without its gates, and whole
 
 
 def test_trained_rows_are_split_by_the_outputs_that_their_masks_cut_off():

@@ -178,9 +178,10 @@ def moved(ours, theirs):
 
 def cut_off(row):
     """Return whether a network is disconnected: no path of kept weights leads through it, or a layer keeps none."""
-    live = row.get("live_weights")
-    dead = row["effective_sparsity"] == 1 if live is None else live == 0
-    return dead or 0 in [n for layer, n in row["kept"].items() if layer.endswith("weight")]
+    if row.get("live_weights") is not None:
+        return row["live_weights"] == 0
+    chain = [n for name, n in row["kept"].items() if name.endswith("weight") and name[:5] not in ("gates", "candi")]
+    return row["effective_sparsity"] == 1 or 0 in chain
 
 
 def loses_outputs(row):
