@@ -853,6 +853,7 @@ def _questions(judged: list[Verdict]) -> list[str]:
     questions = []
     for chapter, kind, question in asked:
         found = lines[(lines["chapter"] == chapter) & (lines["kind"] == kind)]
+        found = found[~found["fields"].str.contains("delay=")]  # in the course of training: another question
         by_standing: dict[tuple[str, str], list[str]] = {}
         of = [v for v in judged if v.claim in found.index and v.reason != "replaced"]
         for v in sorted(of, key=lambda v: order.index(_standing(v).split()[0])):
