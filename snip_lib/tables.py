@@ -383,7 +383,7 @@ def length_table(few: pd.DataFrame, many: pd.DataFrame) -> Table:
 def layer_table(rows: pd.DataFrame) -> Table:
     """Return, by sparsity, the mean number of weights kept per layer, of all biases, and the effective sparsity.
 
-    And the mean number of dead units, those without a path from an input, if every row tells it.
+    And the mean number of dead units, those to which no live connection leads, if every row tells it.
     """
     lines = []
     for sparsity, group in rows[rows["sparsity"] > 0].groupby("sparsity"):

@@ -583,7 +583,7 @@ def outcome(
         # Biases that reach an output live too, also where no path from an input does.
         "live_weights": int(weights["live"].sum()) if mask else None,
         "effective_sparsity": rounded(1 - float(left["live"].sum()) / m, 6) if mask else 0.0,
-        # To which no path leads from an input, in all layers and in the last one, whose units are the outputs.
+        # To which no live connection leads, in all layers and in the last one, whose units are the outputs.
         "dead_units": int(weights["dead_units"].sum()) if mask else None,
         "dead_outputs": int(weights["dead_units"].iloc[-1]) if mask else None,
         "replicas": 1,
