@@ -515,7 +515,7 @@ def _seeds(rows: pd.DataFrame) -> str:
     return str(rows.groupby("sparsity").size().min())
 
 
-CELL = ("gates", "candi")  # gates and candidate of a recurrent network, which is whole without them
+CELL = ("gates.", "candidate.")  # layers of a recurrent network, which is whole without them
 
 
 def is_cut_off(rows: pd.DataFrame) -> pd.Series:
@@ -525,10 +525,11 @@ def is_cut_off(rows: pd.DataFrame) -> pd.Series:
     than `live_weights` says only whether a layer is empty, or no connection lives, which is the same where no bias is
     kept.
     """
-    chains = (
-        [n for name, n in kept.items() if name.endswith("weight") and name[:5] not in CELL] for kept in rows["kept"]
-    )
-    empty = [0 in chain for chain in chains]
+
+    def chain(kept: dict[str, int]) -> list[int]:
+        return [n for name, n in kept.items() if name.endswith("weight") and not name.startswith(CELL)]
+
+    empty = [0 in chain(kept) for kept in rows["kept"]]
     dead = pd.Series(empty, index=rows.index, dtype=bool) | (rows["effective_sparsity"].astype(float) == 1)
     if "live_weights" in rows:
         live = rows["live_weights"].astype(float)

@@ -180,7 +180,8 @@ def cut_off(row):
     """Return whether a network is disconnected: no path of kept weights leads through it, or a layer keeps none."""
     if row.get("live_weights") is not None:
         return row["live_weights"] == 0
-    chain = [n for name, n in row["kept"].items() if name.endswith("weight") and name[:5] not in ("gates", "candi")]
+    cell = ("gates.", "candidate.")
+    chain = [n for name, n in row["kept"].items() if name.endswith("weight") and not name.startswith(cell)]
     return row["effective_sparsity"] == 1 or 0 in chain
 
 
