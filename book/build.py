@@ -23,6 +23,7 @@ import argparse
 import base64
 import contextlib
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -185,6 +187,21 @@ def execute(chapter, live=False, **parameters):
         raise Failure(f"{chapter.stem} failed: {error.evalue if live and told else error}") from None
 
 
+def side_by_side(work, *arguments):
+    """Call `work` on every chapter, on each core one: a chapter by itself leaves most of them idle."""
+    paths, cores = chapters(), len(psutil.Process().cpu_affinity()) if psutil.LINUX else psutil.cpu_count()
+    n_workers = min(cores, len(paths))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // n_workers))  # more threads than cores wait for each other
+    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is the first process's to answer: `stop` ends the others
+    with ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), signal.signal, ignored) as pool:
+        futures = [pool.submit(work, path, *arguments) for path in paths]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def clean(notebook):
     """Drop what a run leaves behind: injected cells, times, absolute paths, split streams."""
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
@@ -215,13 +232,13 @@ def replace_file(path, text):
     temporary.replace(path)
 
 
-def render(chapter, target, url, ref):
-    """Run a chapter with its default parameters and write the cleaned, stamped page."""
+def render(chapter, folder, url, ref):
+    """Run a chapter with its default parameters and write the cleaned, stamped page into `folder`."""
     start = time.monotonic()
     notebook = clean(execute(chapter))
     stamp(notebook, chapter.stem, url, ref)
     nbformat.validate(notebook)
-    replace_file(target, nbformat.writes(notebook) + "\n")
+    replace_file(folder / chapter.name, nbformat.writes(notebook) + "\n")
     print(f"{chapter.stem}: {time.monotonic() - start:.1f} s", flush=True)
 
 
@@ -257,8 +274,7 @@ def book():
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("*.py", "__*"))
     (STAGE / "notebooks").mkdir()
-    for chapter in chapters():
-        render(chapter, STAGE / "notebooks" / chapter.name, url, ref)
+    side_by_side(render, STAGE / "notebooks", url, ref)
     (STAGE / "book/_generated").mkdir(exist_ok=True)
     (STAGE / "book/_generated/verdicts.md").write_text(claims_markdown("summary"), encoding="utf-8")
     address = committed_address()[0]
@@ -279,8 +295,7 @@ def book():
 def pages():
     """Run the committed chapters again in place, and write the README's verdicts and picture."""
     url, ref = committed_address()
-    for chapter in chapters():
-        render(chapter, chapter, url, ref)
+    side_by_side(render, ROOT / "notebooks", url, ref)
     figure = picture(ROOT / "notebooks/02_lenet_sweeps.ipynb")
     (ROOT / "book/_static/lenet-sweeps.png").write_bytes(figure)
     readme = ROOT / "README.md"
@@ -313,15 +328,18 @@ def rows(chapter, profile, budget, cluster):
 
 def smoke():
     """Run every chapter with the `smoke` profile, training into a folder deleted afterwards."""
-    wanted = {"profile": "smoke", "train_missing": True}
     with tempfile.TemporaryDirectory(prefix="snip-smoke-") as folder:
         os.environ |= {"SNIP_RESULTS": folder, "SNIP_CACHE": f"{folder}/cache"}
-        for path in chapters():
-            start = time.monotonic()
-            names = declared(path)
-            execute(path, **{name: value for name, value in wanted.items() if name in names})
-            note = "" if "train_missing" in names else " (trains nothing)"
-            print(f"smoke {path.stem}: {time.monotonic() - start:.1f} s{note}", flush=True)
+        side_by_side(smoke_one)
+
+
+def smoke_one(chapter):
+    """Run one chapter with the `smoke` profile."""
+    start, names = time.monotonic(), declared(chapter)
+    wanted = {"profile": "smoke", "train_missing": True}
+    execute(chapter, **{name: value for name, value in wanted.items() if name in names})
+    note = "" if "train_missing" in names else " (trains nothing)"
+    print(f"smoke {chapter.stem}: {time.monotonic() - start:.1f} s{note}", flush=True)
 
 
 def stop(number, frame):

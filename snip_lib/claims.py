@@ -184,7 +184,7 @@ def _finder(folder: Path, stamp: tuple) -> Callable[[Iterable[Run]], pd.DataFram
     known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in read_rows(folder).values()}
     columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]
     columns += ["effective_sparsity", "live_weights", "mask_sha", "class_correlations", "scoring_seconds", "seconds"]
-    columns += ["replicas", "dead_outputs"]
+    columns += ["replicas", "dead_outputs", "mean_correlation"]
     return lambda runs: pd.DataFrame([known[r] for r in runs if r in known], columns=columns, dtype=object)
 
 
@@ -258,6 +258,7 @@ def _rate(model: str, dataset: str, profile: str, find: Callable) -> float:
 # Rows that were there when a criterion about a single group of runs was written do not judge it.
 SINCE = {"C13": "2026-11-21T09:55:24Z", "C44": "2026-11-21T15:17:00Z"}
 SINCE |= dict.fromkeys(("S8", "S9"), "2026-11-27T09:03:12Z") | dict.fromkeys(("C53", "C54"), "2026-11-27T09:18:26Z")
+SINCE |= {"C55": "2026-11-27T13:23:19Z"}
 
 
 def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
@@ -408,6 +409,16 @@ def names_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
     return Test(len(shares), p_above(shares, margin), interval(shares)[2] < margin, said)
 
 
+def nears_mean(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
+    """Our kept connections go with the mean of all images more than theirs do, by more than the margin: one-sided.
+
+    Compared are the correlations over pixels (`mean_correlation` of a row), paired by seed.
+    """
+    gaps, margin = paired(ours, theirs, "mean_correlation"), float(line["margin"])
+    said = difference(ours, theirs, "mean_correlation")
+    return Test(len(gaps), p_above(gaps, margin), interval(gaps)[2] < margin, said)
+
+
 def _likeness(rows: pd.DataFrame, line: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
     """Return the rows of seeds with all classes, their correlations with each class, and with the own one."""
     shown = rows.dropna(subset=["class_correlations"])
@@ -483,6 +494,7 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "same_layers": (same_layers, "at most {said} of what is kept changes layer", "below {percent:g} % for every seed"),
     "follows_class": (follows_class, "own class minus others, mean over classes, {said}", "above {margin}"),
     "names_class": (names_class, "own class fits best in {said}", "above {percent:g} % of the classes"),
+    "nears_mean": (nears_mean, "gain of the correlation {said}", "above +{margin}"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
     "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),

@@ -652,8 +652,9 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     `mask_sha` names the mask. There is more of one shot of SNIP alone. `gradient` is the norm of each parameter's
     gradient at the first scoring batch. For seed 0, `picture` counts, of each linear weight, how many connections
     are kept: per input of the first one, per output of the others; and `mean_image` is the mean of the scoring
-    batches, 0 ... 255. Where one class was scored, at any seed, `class_correlations` has, class by class, the
-    correlation over pixels of the connections kept with the mean image of the batches that would have scored it.
+    batches, 0 ... 255. Where the first layer is linear in the pixels, `mean_correlation` is the correlation over them
+    of the connections kept with the mean of all training images; and where one class was scored, `class_correlations`
+    has, class by class, that with the mean image of the batches that would have scored it.
     """
     bits = torch.cat([kept.flatten() for kept in mask.values()]).cpu().numpy()
     found: dict = {"mask_sha": hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:12]}
@@ -664,21 +665,27 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     parameters = prunable(model)
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     found["gradient"] = {n: rounded(g.norm().item()) for n, g in zip(parameters, gradients, strict=True)}
-    if run.seed and run.score_class < 0:
+    linear = [(name, kept) for name, kept in mask.items() if kept.dim() == 2]
+    sees_pixels = bool(linear) and linear[0][1].shape[1] == data.x_train[0].numel()
+    if run.seed and not sees_pixels:
         return found
     raw = load(run.dataset, seed=run.seed, device=data.x_train.device, pixels="raw")
 
     def mean_image(run) -> Tensor:
         return torch.cat([x for x, _ in score_batches(run, raw)]).mean(0).flatten()
 
-    linear = [(name, kept) for name, kept in mask.items() if kept.dim() == 2]
+    def correlations(images: list[Tensor]) -> list[float | None]:  # of what is kept of each pixel
+        both = torch.stack([linear[0][1].sum(0), *images]).double()
+        return [rounded(r) for r in torch.corrcoef(both)[0, 1:].tolist()]
+
     if run.seed == 0:
         found["picture"] = {name: kept.sum(0 if i == 0 else 1).tolist() for i, (name, kept) in enumerate(linear)}
         found["mean_image"] = (255 * mean_image(run)).round().int().tolist()
-    if run.score_class >= 0 and linear and linear[0][1].shape[1] == raw.x_train[0].numel():
-        images = [mean_image(dataclasses.replace(run, score_class=c)) for c in range(int(raw.y_train.max()) + 1)]
-        both = torch.stack([linear[0][1].sum(0), *images]).double()
-        found["class_correlations"] = [rounded(r) for r in torch.corrcoef(both)[0, 1:].tolist()]
+    if sees_pixels:
+        (found["mean_correlation"],) = correlations([raw.x_train.mean(0).flatten()])
+    if sees_pixels and run.score_class >= 0:
+        of_class = [dataclasses.replace(run, score_class=c) for c in range(int(raw.y_train.max()) + 1)]
+        found["class_correlations"] = correlations([mean_image(one) for one in of_class])
     return found
 
 

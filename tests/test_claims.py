@@ -305,11 +305,11 @@ def test_one_seed_judges_only_what_is_said_of_every_seed_and_two_judge_the_rest(
     shift = {"value": 0, "no_loss": 0, "no_worse": 0, "better": -1}.get(kind, 1)
     for n, verdict in ((1, "in part" if kind in SINGLE else "not tested (too few seeds)"), (2, "in part")):
         other = SHOT if against else dataclasses.replace(SHOT, sparsity=0.0)
-        world.add(other, **{name: [v] * n for name, v in ({"test_error": 1.6, "train_loss": 1.6} | theirs).items()})
-        world.add(STEPS, **{name: [v] * n for name, v in ({"test_error": 1.6, "train_loss": 1.6} | ours).items()})
+        judged = dict.fromkeys(("test_error", "train_loss", "mean_correlation"), 1.6)  # what a kind may look at
+        world.add(other, **{name: [v] * n for name, v in (judged | theirs).items()})
+        world.add(STEPS, **{name: [v] * n for name, v in (judged | ours).items()})
         if kind not in SINGLE:
-            errors = [1.6 + shift, 1.601 + shift][:n]
-            world.add(STEPS, test_error=errors, train_loss=errors)
+            world.add(STEPS, **dict.fromkeys(judged, [1.6 + shift, 1.601 + shift][:n]))
         assert (world.judge("X1").verdict, world.judge("X1").n) == (verdict, n)
 
 
@@ -481,6 +481,18 @@ def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdi
     assert judged.tests[0].said == f"{50 - 5 * turned - 2 * bool(turned)} of 50 masks"
 
 
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (0.1, "not tested (undec"), (0.0, "not repr")])
+def test_nears_mean_asks_for_a_gain_above_the_margin(world, gain, verdict):
+    fields = "nears_mean,lenet300,mnist,0.9,steps=0 score_examples=100,score_examples=1,,0.1,5"
+    world.criteria(f"X1,5.5,06,{fields},It nears the mean.,\n")
+    few, jitter = np.array([0.2, 0.3, 0.4, 0.5, 0.6]), np.array([-0.02, 0.02, 0.0, -0.01, 0.01])
+    for n, looks in ((1, few), (100, few + gain + jitter)):
+        run = dataclasses.replace(SCORED, sparsity=0.9, score_examples=n)
+        world.add(run, mean_correlation=looks.tolist())
+    judged = world.judge("X1")
+    assert judged.verdict.startswith(verdict) and judged.n == 5
+
+
 def test_a_mask_without_any_likeness_counts_as_one_of_no_likeness(world):
     world.criteria("X1,5.4,05,follows_class,lenet300,mnist,0.9,steps=0 score_class=0|1,,,0,2,They do.,\n")
     for c, looks in enumerate(([0.5, 0.1], [None, None])):
@@ -578,7 +590,7 @@ def test_every_kind_has_a_test_here():
     assert set(claims.KINDS) == {
         *("value", "no_loss", "no_worse", "better", "worse", "differs", "cost", "same_mask", "other_mask"),
         *("same_layers", "follows_class", "fits", "does_not_fit", "disconnects"),
-        *("cuts_outputs", "names_class"),
+        *("cuts_outputs", "names_class", "nears_mean"),
     }
     above = Path(__file__).read_text(encoding="utf-8").partition("def test_every_kind_has_a_test_here")[0]
     for kind in claims.KINDS:  # a line of criteria, or a part of one

@@ -112,14 +112,19 @@ def test_a_run_of_no_step_is_a_portrait_of_its_mask():
     mask = train.mask_for(run, train.initial_model(run, digits), digits)
     assert row["picture"]["fc1.weight"] == mask["fc1.weight"].sum(0).tolist()  # per input
     assert row["picture"]["fc3.weight"] == mask["fc3.weight"].sum(1).tolist()  # per class
+    images = data.load("digits", pixels="raw").x_train.mean(0).flatten()
+    assert row["mean_correlation"] == pytest.approx(np.corrcoef(mask["fc1.weight"].sum(0), images)[0, 1], abs=1e-4)
     raw, _ = data.score_batch(data.load("digits", pixels="raw"), 50, 0)
     assert np.abs(np.array(row["mean_image"]) - 255 * raw.mean(0).flatten().numpy()).max() <= 0.5 + 1e-4
     assert row["kept"] == train.train(SMALL)["kept"]
     other = train.train(dataclasses.replace(run, seed=1))
     assert other["mask_sha"] != row["mask_sha"] and not {"picture", "class_correlations"} & other.keys()
+    assert other["mean_correlation"] != row["mean_correlation"]
     for way in ({"method": "magnitude"}, {"rounds": 2}):
         small = train.train(dataclasses.replace(run, **way))
-        assert small["mask_sha"] != row["mask_sha"] and not {"picture", "mean_image", "gradient"} & small.keys()
+        more = {"picture", "mean_image", "gradient", "mean_correlation"}
+        assert small["mask_sha"] != row["mask_sha"] and not more & small.keys()
+    assert "mean_correlation" not in train.train(dataclasses.replace(run, model="gru_s"))  # row by row
 
 
 @pytest.mark.parametrize("seed", [0, 3])
