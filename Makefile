@@ -7,7 +7,8 @@ STAMP := .venv/.installed
 UV := $(shell sed -n 's/.*"\(uv==[^"]*\)".*/\1/p' pyproject.toml)
 BUILD := $(BIN)/python book/build.py
 CHAPTERS = $(wildcard notebooks/[0-9][0-9]_*.ipynb)
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
+SIDE := --numprocesses=logical --dist=loadfile
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 $(SIDE)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv book test test-long check nbval rows smoke pages bench clean
@@ -29,10 +30,10 @@ book: venv  ## run every chapter from the rows and build the book
 	$(BUILD) book
 
 test: check nbval smoke book  ## everything: style, laws, chapters, smoke run, the book in a browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE)
 
 test-long: check nbval smoke book  ## the same with the slow tests
-	$(BIN)/python -m pytest -m "long or not long"
+	$(BIN)/python -m pytest $(SIDE) -m "long or not long"
 
 check: venv  ## style of the code and of the notebooks
 	$(BIN)/ruff check .

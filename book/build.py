@@ -329,12 +329,13 @@ def rows(chapter, profile, budget, cluster):
 def smoke():
     """Run every chapter with the `smoke` profile, training into a folder deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="snip-smoke-") as folder:
-        os.environ |= {"SNIP_RESULTS": folder, "SNIP_CACHE": f"{folder}/cache"}
-        side_by_side(smoke_one)
+        side_by_side(smoke_one, Path(folder))
 
 
-def smoke_one(chapter):
-    """Run one chapter with the `smoke` profile."""
+def smoke_one(chapter, folder):
+    """Run one chapter with the `smoke` profile, in a folder of its own: chapters share runs, and train at once."""
+    own = folder / chapter.stem
+    os.environ |= {"SNIP_RESULTS": str(own), "SNIP_CACHE": str(own / "cache")}
     start, names = time.monotonic(), declared(chapter)
     wanted = {"profile": "smoke", "train_missing": True}
     execute(chapter, **{name: value for name, value in wanted.items() if name in names})

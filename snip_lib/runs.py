@@ -471,6 +471,7 @@ def collect(
                 if isinstance(made, Exception):
                     failures.append(made)
                 elif made:
+                    rows |= read_rows(folder)  # another chapter may have trained the same run at the same time
                     new = {row["key"]: row for row in made if row["key"] not in rows}
                     write_rows(new.values(), path)  # a group's rows are written together, or it waits
                     rows |= new

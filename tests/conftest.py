@@ -1,12 +1,17 @@
 """What the tests share: where the project is, its build script, and the published book."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# Tests that run side by side share the cores; more threads than those wait for each other.
+N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // N_WORKERS)))
 
 # No test asserts a time, and a failure must come back at the next run.
 hypothesis.settings.register_profile("laws", deadline=None, derandomize=True)

@@ -297,6 +297,20 @@ def test_two_writers_at_once_lose_no_row(tmp_path):
     assert sorted(row["seed"] for row in read_rows(tmp_path).values()) == list(range(40))
 
 
+def test_what_another_chapter_trained_meanwhile_is_not_written_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("SNIP_RESULTS", str(tmp_path))
+    work = runs._work
+
+    def overtaken(*arguments):
+        for group, made in work(*arguments):
+            write_row(made[0], tmp_path / "other.jsonl")
+            yield group, made
+
+    monkeypatch.setattr(runs, "_work", overtaken)
+    declared = [dataclasses.replace(SMALL, steps=0, sparsity=0.5, seed=seed) for seed in range(2)]
+    assert len(runs.collect(declared, "mine", train_missing=True)) == len(read_rows(tmp_path)) == 2
+
+
 def test_a_writer_that_never_lets_go_is_named(tmp_path, monkeypatch):
     path = tmp_path / "chapter.jsonl"
     write_row(a_row(SMALL), path)
