@@ -9,9 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Tests that run side by side share the cores; more threads than those wait for each other.
-N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // N_WORKERS)))
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # more threads than cores wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # No test asserts a time, and a failure must come back at the next run.
 hypothesis.settings.register_profile("laws", deadline=None, derandomize=True)

@@ -483,8 +483,8 @@ def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdi
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (0.1, "not tested (undec"), (0.0, "not repr")])
 def test_nears_mean_asks_for_a_gain_above_the_margin(world, gain, verdict):
-    fields = "nears_mean,lenet300,mnist,0.9,steps=0 score_examples=100,score_examples=1,,0.1,5"
-    world.criteria(f"X1,5.5,06,{fields},It nears the mean.,\n")
+    fields = "steps=0 score_examples=100,score_examples=1"
+    world.criteria(f"X1,5.5,06,nears_mean,lenet300,mnist,0.9,{fields},,0.1,5,It nears the mean.,\n")
     few, jitter = np.array([0.2, 0.3, 0.4, 0.5, 0.6]), np.array([-0.02, 0.02, 0.0, -0.01, 0.01])
     for n, looks in ((1, few), (100, few + gain + jitter)):
         run = dataclasses.replace(SCORED, sparsity=0.9, score_examples=n)

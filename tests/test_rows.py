@@ -315,6 +315,11 @@ def recomputed(how, groups, printed=()):
             return [np.mean(among[~np.eye(len(rows), dtype=bool)])]
         case [part, "kept", "%"]:
             return [(kept_where(rows, part), 1)]
+        case ["correlation", "with", "mean_image"]:
+            if not all(groups):
+                return "–"
+            ((ours,), (whole,)) = groups
+            return [np.corrcoef(ours["picture"]["fc1.weight"], whole["mean_image"])[0, 1]]
         case ["gradient", part]:
             return f"{np.median([row['gradient'][f'{part}.weight'] for row in rows]):.3g}"
         case ["share", "kept", "of", part]:
