@@ -787,21 +787,23 @@ def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
         if line["kind"] != "no_loss" or line["against"] or not met:
             continue
         can[name] = met[-1].where.removeprefix("at ")
-        end = ", the most that the paper claims" if len(met) == len(v.tests) else ""
+        end = ", the most that the claim is asked for" if len(met) == len(v.tests) else ""
         up_to = "at up to" if len(met) > 1 else "at"
         free.setdefault(v.profile, []).append(f"{name} {up_to} {can[name]}{end}")
         margins.append(line["margin"])
         for test in v.tests[len(met) :]:
             if test.refuted and test.said.startswith("+"):
                 costly.setdefault(v.profile, []).append(f"{name} {test.where}")
-                cannot.setdefault(name, test.where.removeprefix("at "))
+                if v.profile != "short":  # what a short training costs, a longer one may not
+                    cannot.setdefault(name, test.where.removeprefix("at "))
             elif not test.met and not test.refuted:
                 between.setdefault(v.profile, []).append(f"{name} {test.where}, where it costs {test.said} points")
     for at, length, rows in _ways({"SNIP": {}, "dense": {"sparsity": 0.0}}, "best"):
         if _costs(rows):
             name, share = at.split(", ")
             costly.setdefault(length, []).append(f"{name} at {share}")
-            cannot.setdefault(name, share)
+            if length != "short":
+                cannot.setdefault(name, share)
     first = "No network is shown yet to lose nothing where SNIP prunes it"
     if can:
         taken = " and ".join(f"{share} from {name}" for name, share in can.items())

@@ -555,7 +555,7 @@ def loses_outputs(rows: pd.DataFrame) -> pd.Series:
 
 
 def cut_off(rows: pd.DataFrame, told: Callable[[pd.DataFrame], pd.Series] = is_cut_off) -> tuple[int, float, float]:
-    """Return how many of the `rows`, one or more, are of networks cut off, and the exact 95 % interval in percent.
+    """Return how many of the `rows`, one or more, are of disconnected networks, and the exact 95 % interval in percent.
 
     `told` is what counts as that: `is_cut_off`, or `loses_outputs`.
     """
