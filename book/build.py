@@ -189,7 +189,8 @@ def execute(chapter, live=False, **parameters):
 
 def side_by_side(work, *arguments):
     """Call `work` on every chapter, on each core one: a chapter by itself leaves most of them idle."""
-    paths, cores = chapters(), len(psutil.Process().cpu_affinity()) if psutil.LINUX else psutil.cpu_count()
+    paths = sorted(chapters(), key=lambda path: -path.stat().st_size)  # the longest are not left for the end
+    cores = len(psutil.Process().cpu_affinity()) if psutil.LINUX else psutil.cpu_count()
     n_workers = min(cores, len(paths))
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // n_workers))  # more threads than cores wait for each other
     ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is the first process's to answer: `stop` ends the others

@@ -442,7 +442,7 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
     figure, axes = plt.subplots(1, len(panels), figsize=(8.6, 5.0), squeeze=False, sharey=True, layout="constrained")
     names, circles = dict.fromkeys(name for groups, _ in panels.values() for name in groups if name != "dense"), {}
     looks = {
-        name: (marker, line_colour(i)) for i, (name, marker) in enumerate(zip(names, MARKERS + "PX*h", strict=False))
+        name: (marker, line_colour(i)) for i, (name, marker) in enumerate(zip(names, MARKERS + "PX*<", strict=False))
     }
     for axis, (title, (groups, paper)) in zip(axes[0], panels.items(), strict=True):
         for i, (name, rows) in enumerate(groups.items()):
