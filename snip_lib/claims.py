@@ -184,7 +184,7 @@ def _finder(folder: Path, stamp: tuple) -> Callable[[Iterable[Run]], pd.DataFram
     known = {Run(**{name: row[name] for name in DEFAULTS if name in row}): row for row in read_rows(folder).values()}
     columns = ["key", "seed", "sparsity", "score_class", "time", "diverged", "test_error", "train_loss", "kept"]
     columns += ["effective_sparsity", "live_weights", "mask_sha", "class_correlations", "scoring_seconds", "seconds"]
-    columns += ["replicas", "dead_outputs", "mean_correlation"]
+    columns += ["replicas", "dead_outputs", "mean_correlation", "input_correlations"]
     return lambda runs: pd.DataFrame([known[r] for r in runs if r in known], columns=columns, dtype=object)
 
 
@@ -258,7 +258,7 @@ def _rate(model: str, dataset: str, profile: str, find: Callable) -> float:
 # Rows that were there when a criterion about a single group of runs was written do not judge it.
 SINCE = {"C13": "2026-11-21T09:55:24Z", "C44": "2026-11-21T15:17:00Z"}
 SINCE |= dict.fromkeys(("S8", "S9"), "2026-11-27T09:03:12Z") | dict.fromkeys(("C53", "C54"), "2026-11-27T09:18:26Z")
-SINCE |= {"C55": "2026-11-27T13:23:19Z"}
+SINCE |= {"C55": "2026-11-27T13:23:19Z", "C60": "2026-11-27T20:12:00Z"}
 
 
 def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
@@ -396,17 +396,22 @@ def follows_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
     return Test(len(contrasts), p_above(contrasts, margin), interval(contrasts)[2] < margin, said)
 
 
-def names_class(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
+def names_class(ours: pd.DataFrame, theirs: None, line: pd.Series, by: str = "class_correlations") -> Test:
     """Over seeds, the kept connections of a pixel go best with the mean image of the class that was scored.
 
     A seed has the share of its classes of which that is true, by the correlations of `follows_class`; a one-sided t
     test that the mean share over seeds is above the margin.
     """
-    shown, found, own = _likeness(ours, line)
+    shown, found, own = _likeness(ours, line, by)
     best = _own_is_best(found, own)
     shares, margin = best.groupby(shown["seed"]).mean().astype(float), float(line["margin"])
-    said = cell(f"{int(best.sum())} of {len(own)} masks", "own best class_correlations", shown)
+    said = cell(f"{int(best.sum())} of {len(own)} masks", f"own best {by}", shown)
     return Test(len(shares), p_above(shares, margin), interval(shares)[2] < margin, said)
+
+
+def names_input(ours: pd.DataFrame, theirs: None, line: pd.Series) -> Test:
+    """As `names_class`, by the size of the mean input: how far a mean image is from the grey that is fed as 0."""
+    return names_class(ours, theirs, line, "input_correlations")
 
 
 def nears_mean(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Test:
@@ -419,11 +424,13 @@ def nears_mean(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> Tes
     return Test(len(gaps), p_above(gaps, margin), interval(gaps)[2] < margin, said)
 
 
-def _likeness(rows: pd.DataFrame, line: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+def _likeness(
+    rows: pd.DataFrame, line: pd.Series, by: str = "class_correlations"
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
     """Return the rows of seeds with all classes, their correlations with each class, and with the own one."""
-    shown = rows.dropna(subset=["class_correlations"])
+    shown = rows.dropna(subset=[by])
     shown = shown[shown.groupby("seed")["seed"].transform("size") == len(settings(line["fields"]))]
-    found = pd.DataFrame(shown["class_correlations"].tolist(), index=shown.index, dtype=float)
+    found = pd.DataFrame(shown[by].tolist(), index=shown.index, dtype=float)
     found = found.fillna(0.0)  # undefined where each pixel keeps as many connections: no likeness
     own = [row[c] for row, c in zip(found.to_numpy(), shown["score_class"], strict=True)]
     return shown, found, pd.Series(own, shown.index, dtype=float)
@@ -494,14 +501,15 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "same_layers": (same_layers, "at most {said} of what is kept changes layer", "below {percent:g} % for every seed"),
     "follows_class": (follows_class, "own class minus others, mean over classes, {said}", "above {margin}"),
     "names_class": (names_class, "own class fits best in {said}", "above {percent:g} % of the classes"),
+    "names_input": (names_input, "own class fits best in {said}", "above {percent:g} % of the classes"),
     "nears_mean": (nears_mean, "gain of the correlation {said}", "above +{margin}"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
     "disconnects": (disconnects, "disconnected {said}", "less often, Fisher's exact test"),
     "cuts_outputs": (cuts_outputs, "an output cut off in {said}", "less often, Fisher's exact test"),
 }
-ALONE = ("value", "cost", "follows_class", "names_class", "fits")  # compare with nothing
-POOLED = ("follows_class", "names_class", "disconnects", "cuts_outputs")  # one test a model
+ALONE = ("value", "cost", "follows_class", "names_class", "names_input", "fits")  # compare with nothing
+POOLED = ("follows_class", "names_class", "names_input", "disconnects", "cuts_outputs")  # one test a model
 OF_ERRORS = ("value", "no_loss", "no_worse", "better", "worse")
 OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "same_layers", "fits", "does_not_fit")  # one suffices
 

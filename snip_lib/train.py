@@ -654,7 +654,8 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     are kept: per input of the first one, per output of the others; and `mean_image` is the mean of the scoring
     batches, 0 ... 255. Where the first layer is linear in the pixels, `mean_correlation` is the correlation over them
     of the connections kept with the mean of all training images; and where one class was scored, `class_correlations`
-    has, class by class, that with the mean image of the batches that would have scored it.
+    has, class by class, that with the mean image of the batches that would have scored it, and `input_correlations`
+    that with the size of the mean input |x̄| of those batches, as the network sees them.
     """
     bits = torch.cat([kept.flatten() for kept in mask.values()]).cpu().numpy()
     found: dict = {"mask_sha": hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:12]}
@@ -671,8 +672,8 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
         return found
     raw = load(run.dataset, seed=run.seed, device=data.x_train.device, pixels="raw")
 
-    def mean_image(run) -> Tensor:
-        return torch.cat([x for x, _ in score_batches(run, raw)]).mean(0).flatten()
+    def mean_input(run, data: Data) -> Tensor:
+        return torch.cat([x for x, _ in score_batches(run, data)]).mean(0).flatten()
 
     def correlations(images: list[Tensor]) -> list[float | None]:  # of what is kept of each pixel
         both = torch.stack([linear[0][1].sum(0), *images]).double()
@@ -680,12 +681,13 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
 
     if run.seed == 0:
         found["picture"] = {name: kept.sum(0 if i == 0 else 1).tolist() for i, (name, kept) in enumerate(linear)}
-        found["mean_image"] = (255 * mean_image(run)).round().int().tolist()
+        found["mean_image"] = (255 * mean_input(run, raw)).round().int().tolist()
     if sees_pixels:
         (found["mean_correlation"],) = correlations([raw.x_train.mean(0).flatten()])
     if sees_pixels and run.score_class >= 0:
         of_class = [dataclasses.replace(run, score_class=c) for c in range(int(raw.y_train.max()) + 1)]
-        found["class_correlations"] = correlations([mean_image(one) for one in of_class])
+        found["class_correlations"] = correlations([mean_input(one, raw) for one in of_class])
+        found["input_correlations"] = correlations([mean_input(one, data).abs() for one in of_class])
     return found
 
 

@@ -465,17 +465,20 @@ def test_follows_class_asks_whether_the_mask_looks_like_its_own_class(world, tur
     assert judged.verdict.startswith(verdict) and judged.n == 4  # seeds: the classes of a seed are one result
 
 
+@pytest.mark.parametrize("how", [dict(kind="names_class", by="class"), dict(kind="names_input", by="input")])
 @pytest.mark.parametrize(("turned", "verdict"), [(0, "reproduced"), (1, "not tested (undec"), (3, "not reproduced")])
-def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdict):
+def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdict, how):
     """Of ten classes all look like themselves, or a tenth or more of them like another one, differently by seed."""
     fields = "steps=0 score_class=0|1|2|3|4|5|6|7|8|9"
-    world.criteria(f"X1,5.4,05,names_class,lenet300,mnist,0.9,{fields},,,0.9,5,It tells.,\n")
+    world.criteria(f"X1,5.4,05,{how['kind']},lenet300,mnist,0.9,{fields},,,0.9,5,It tells.,\n")
     for c in range(10):
         looks = np.full((5, 10), 0.1)
         for seed in range(5):
             wrong = c < turned + (turned and seed % 2)
             looks[seed, (c + wrong) % 10] = 0.5
-        world.add(dataclasses.replace(SCORED, sparsity=0.9, score_class=c), class_correlations=looks.tolist())
+        world.add(
+            dataclasses.replace(SCORED, sparsity=0.9, score_class=c), **{f"{how['by']}_correlations": looks.tolist()}
+        )
     judged = world.judge("X1")
     assert judged.verdict.startswith(verdict) and judged.n == 5
     assert judged.tests[0].said == f"{50 - 5 * turned - 2 * bool(turned)} of 50 masks"
@@ -590,7 +593,7 @@ def test_every_kind_has_a_test_here():
     assert set(claims.KINDS) == {
         *("value", "no_loss", "no_worse", "better", "worse", "differs", "cost", "same_mask", "other_mask"),
         *("same_layers", "follows_class", "fits", "does_not_fit", "disconnects"),
-        *("cuts_outputs", "names_class", "nears_mean"),
+        *("cuts_outputs", "names_class", "names_input", "nears_mean"),
     }
     above = Path(__file__).read_text(encoding="utf-8").partition("def test_every_kind_has_a_test_here")[0]
     for kind in claims.KINDS:  # a line of criteria, or a part of one

@@ -133,9 +133,10 @@ def test_the_mask_of_a_class_is_compared_with_the_mean_image_of_each_class(seed)
     row, digits = train.train(run), data.load("digits", seed=seed)
     counts = train.mask_for(run, train.initial_model(run, digits), digits)["fc1.weight"].sum(0)
     raw = data.load("digits", seed=seed, pixels="raw")
-    for c, told in enumerate(row["class_correlations"]):
-        x, _ = data.same_class_batch(raw, c, run.score_examples or run.batch_size, seed)
-        assert told == pytest.approx(np.corrcoef(counts, x.mean(0).flatten())[0, 1], abs=1e-4)
+    for c, (image, size) in enumerate(zip(row["class_correlations"], row["input_correlations"], strict=True)):
+        for told, seen, form in ((image, raw, torch.Tensor.clone), (size, digits, torch.abs)):
+            x, _ = data.same_class_batch(seen, c, run.score_examples or run.batch_size, seed)
+            assert told == pytest.approx(np.corrcoef(counts, form(x.mean(0).flatten()))[0, 1], abs=1e-4)
     assert len(row["class_correlations"]) == 10 and ("picture" in row) == (seed == 0)
 
 
