@@ -465,20 +465,24 @@ def test_follows_class_asks_whether_the_mask_looks_like_its_own_class(world, tur
     assert judged.verdict.startswith(verdict) and judged.n == 4  # seeds: the classes of a seed are one result
 
 
-@pytest.mark.parametrize("how", [dict(kind="names_class", by="class"), dict(kind="names_input", by="input")])
+TEN = "0.9,steps=0 score_class=0|1|2|3|4|5|6|7|8|9"
+NAMED_BY = {
+    "class_correlations": f"X1,5.4,05,names_class,lenet300,mnist,{TEN},,,0.9,5,It tells.,\n",
+    "input_correlations": f"X1,5.4,05,names_input,lenet300,mnist,{TEN},,,0.9,5,It tells.,\n",
+}
+
+
+@pytest.mark.parametrize("by", NAMED_BY)
 @pytest.mark.parametrize(("turned", "verdict"), [(0, "reproduced"), (1, "not tested (undec"), (3, "not reproduced")])
-def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdict, how):
+def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdict, by):
     """Of ten classes all look like themselves, or a tenth or more of them like another one, differently by seed."""
-    fields = "steps=0 score_class=0|1|2|3|4|5|6|7|8|9"
-    world.criteria(f"X1,5.4,05,{how['kind']},lenet300,mnist,0.9,{fields},,,0.9,5,It tells.,\n")
+    world.criteria(NAMED_BY[by])
     for c in range(10):
         looks = np.full((5, 10), 0.1)
         for seed in range(5):
             wrong = c < turned + (turned and seed % 2)
             looks[seed, (c + wrong) % 10] = 0.5
-        world.add(
-            dataclasses.replace(SCORED, sparsity=0.9, score_class=c), **{f"{how['by']}_correlations": looks.tolist()}
-        )
+        world.add(dataclasses.replace(SCORED, sparsity=0.9, score_class=c), **{by: looks.tolist()})
     judged = world.judge("X1")
     assert judged.verdict.startswith(verdict) and judged.n == 5
     assert judged.tests[0].said == f"{50 - 5 * turned - 2 * bool(turned)} of 50 masks"
