@@ -790,33 +790,36 @@ def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
     """Yield a sentence on how much can go at which cost, and a line each of what costs nothing, is open, costs more."""
     free, between, costly = {}, {}, {}  # profile -> what was found there
     can, cannot, margins = {}, {}, []  # network -> the most that is free, the least that is not
+
+    def of_short(profile: str) -> str:  # what a short training costs, a longer one may not
+        return LENGTHS["short"] if profile == "short" else ""
+
     for line, v in done:
         met, name = list(itertools.takewhile(lambda test: test.met, v.tests)), NAMES.get(line["model"])
         if line["kind"] != "no_loss" or line["against"] or not met:
             continue
-        can[name] = met[-1].where.removeprefix("at ")
+        share = met[-1].where.removeprefix("at ")
+        can[name] = f"{share} from {name}{of_short(v.profile)}"
         end = ", the most that the claim is asked for" if len(met) == len(v.tests) else ""
         up_to = "at up to" if len(met) > 1 else "at"
-        free.setdefault(v.profile, []).append(f"{name} {up_to} {can[name]}{end}")
+        free.setdefault(v.profile, []).append(f"{name} {up_to} {share}{end}")
         margins.append(line["margin"])
         for test in v.tests[len(met) :]:
             if test.refuted and test.said.startswith("+"):
                 costly.setdefault(v.profile, []).append(f"{name} {test.where}")
-                if v.profile != "short":  # what a short training costs, a longer one may not
-                    cannot.setdefault(name, test.where.removeprefix("at "))
+                cannot.setdefault(name, f"{test.where.removeprefix('at ')} from {name}{of_short(v.profile)}")
             elif not test.met and not test.refuted:
                 between.setdefault(v.profile, []).append(f"{name} {test.where}, where it costs {test.said} points")
     for at, length, rows in _ways({"SNIP": {}, "dense": {"sparsity": 0.0}}, "best"):
         if _costs(rows):
             name, share = at.split(", ")
             costly.setdefault(length, []).append(f"{name} at {share}")
-            if length != "short":
-                cannot.setdefault(name, share)
+            cannot.setdefault(name, f"{share} from {name}{of_short(length)}")
     first = "No network is shown yet to lose nothing where SNIP prunes it"
     if can:
-        taken = " and ".join(f"{share} from {name}" for name, share in can.items())
-        first = f"Of a network's connections SNIP can take {taken}, before any training, at no cost that counts"
-    more = " or ".join(f"{share} from {name}" for name, share in cannot.items())
+        taken = " and ".join(can.values())
+        first = f"Of a network's connections SNIP can take, before any training, {taken} at no cost that counts"
+    more = " or ".join(cannot.values())
     more = f"; taking {more} is shown to cost more" if more else ""
     yield f"**In short:** {first}{more}."
     yield ""
@@ -868,7 +871,7 @@ def _questions(judged: list[Verdict]) -> list[str]:
     lines = criteria()
     asked = [
         ("03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
-        ("04_modern_architectures", "no_loss", "Do modern networks lose no more than {margin} points?"),
+        ("04_modern_architectures", "no_loss", "Do modern networks stay within {margin} points of their dense ones?"),
         ("09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
     ]
     order = ("yes", "in", "no", "undecided", "one", "too", "not", "other")  # first words of `_standing`
@@ -902,10 +905,12 @@ def _costs(rows: dict[str, pd.DataFrame]) -> bool:
     return len(gaps) > 1 and interval(gaps)[1] > margin.max()
 
 
+LENGTHS = {"short": " (a tenth of the training)", "paper": " (the paper's length of training)"}
+
+
 def _by_length(found: dict[str, list[str]]) -> str:
     """Return what was found at each profile, with the length in words: "A, B (a tenth of the training)"."""
-    words = {"short": " (a tenth of the training)", "paper": " (the paper's length of training)"}
-    return "; ".join(", ".join(names) + words.get(profile, "") for profile, names in found.items())
+    return "; ".join(", ".join(names) + LENGTHS.get(profile, "") for profile, names in found.items())
 
 
 def _trained(v: Verdict) -> str:
@@ -918,8 +923,9 @@ def _price(done: list[tuple[pd.Series, Verdict]]) -> str:
     said = [test.said for line, v in done if line["kind"] == "cost" for test in v.tests if test.n]
     most = f"at most {max(said, key=lambda share: float(share.split()[0]))} of a run's time" if said else "not run yet"
     return (
-        f"- *What does it cost, and save?* One scoring before training: {most}. A mask leaves the network its size, so "
-        "what is left trains no faster; only where whole units go can the network be made smaller."
+        f"- *What does it cost, and save?* One scoring before training: {most}. Our runs keep the removed weights as "
+        "zeros, so that a step takes as long as before; sparse storage and arithmetic are not tested. Where whole "
+        "units go, the network is really made smaller."
     )
 
 

@@ -134,11 +134,14 @@ def outputs_cut(rows):
     return sum(n == 0 for n in picture)
 
 
+DIGITS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # how often MNIST's training images show each
+
+
 def bits_held(rows):
     """Return the bits that each connection holds of the labels of MNIST's 54,000 images that training sees."""
     kept = [sum(row["kept"].values()) or row["n_prunable"] for row in rows]  # a dense run says nothing by layer
     assert {row["dataset"] for row in rows} == {"mnist"} and len(set(kept)) == 1
-    nats = 54_000 * (np.log(10) - np.mean([row["train_loss"] for row in rows]))
+    nats = 54_000 * (stats.entropy(DIGITS) - np.mean([row["train_loss"] for row in rows]))
     return nats / kept[0] / np.log(2)
 
 
