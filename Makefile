@@ -54,6 +54,6 @@ pages: venv  ## run the committed chapters again from the rows, in place
 bench: venv  ## speed of the training engine
 	$(BIN)/python tests/bench.py $(ARGS)
 
-clean:  ## remove what the commands made; .venv (the set-up) and .data (downloads) stay
+clean:  ## remove what the commands made; .venv (the set-up) and downloads stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

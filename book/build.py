@@ -21,6 +21,7 @@ tree takes the address and the commit from the run itself, so a fork's pages poi
 
 import argparse
 import base64
+import builtins
 import contextlib
 import logging
 import multiprocessing
@@ -183,7 +184,8 @@ def execute(chapter, live=False, **parameters):
             extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except papermill.PapermillExecutionError as error:
-        told = error.ename in ("ValueError", "OSError", "RuntimeError", "MemoryError")  # the library's own sentences
+        kind = getattr(builtins, error.ename, Exception)
+        told = issubclass(kind, (ValueError, OSError, RuntimeError, MemoryError))  # the library's own sentences
         raise Failure(f"{chapter.stem} failed: {error.evalue if live and told else error}") from None
 
 
@@ -365,6 +367,9 @@ def main():
     for name in ("--chapter", "--profile", "--budget", "--cluster"):
         training.add_argument(name, default="")
     options = vars(parser.parse_args())
+    for name in ("SNIP_DATA", "SNIP_RESULTS", "SNIP_CACHE"):
+        if os.environ.get(name):  # a kernel starts in another folder
+            os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)

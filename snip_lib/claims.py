@@ -923,9 +923,9 @@ def _price(done: list[tuple[pd.Series, Verdict]]) -> str:
     said = [test.said for line, v in done if line["kind"] == "cost" for test in v.tests if test.n]
     most = f"at most {max(said, key=lambda share: float(share.split()[0]))} of a run's time" if said else "not run yet"
     return (
-        f"- *What does it cost, and save?* One scoring before training: {most}. Our runs keep the removed weights as "
-        "zeros, so that a step takes as long as before; sparse storage and arithmetic are not tested. Where whole "
-        "units go, the network is really made smaller."
+        f"- *What does it cost, and save?* One scoring before training, where networks are trained one by one: {most}. "
+        "Our runs keep the removed weights as zeros, so that a step takes as long as before; sparse storage and "
+        "arithmetic are not tested. Where whole units go, the network is really made smaller."
     )
 
 

@@ -101,6 +101,8 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
         # In general position: what attention and gates compare must not be equal.
         return (positive(t) if t.is_floating_point() else t).to(device)
 
+    if isinstance(x, Tensor) and x.dim() and not len(x):
+        raise ValueError(f"The example {shape_of(x)} is empty.")
     x = each_tensor(example, one_example(x))
     with torch.enable_grad(), PathCounting():
         for p in parameters.values():

@@ -145,6 +145,8 @@ def prune(
         structured: remove whole units and filters (SNAP; in `rounds`, SNAP-it), by "snip" or at "random".
             `sparsity` is then the fraction removed of the units of all layers but the first and the last
             (`structured.units_of`); each layer keeps one or more. `structured.shrink` makes the network small.
+            Torch-Pruning follows the network; one that reshapes and permutes much (torchvision's swin_t) may take
+            it more memory than there is.
 
     Raises:
         ValueError: an argument that is none of these; no prunable parameter; a batch that does not fit; a
@@ -169,6 +171,8 @@ def prune(
         raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")
     if isinstance(x, DataLoader):
         raise ValueError("A loader is given as batches=, and every batch of it is scored; x is one batch.")
+    if not callable(loss):
+        raise ValueError(f"loss is a function of the output and the labels, such as F.mse_loss, not {loss!r}.")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(
             f"generator is a torch.Generator, such as torch.Generator().manual_seed(0), not {generator!r}."
@@ -216,15 +220,16 @@ def prune(
             else:
                 mask = keep_top(scores, n_kept(sum(s.numel() for s in scores.values()), target), among=among)
     sentence = ""
+    at = f"At sparsity {sparsity:.10g}"
     if not any(s.any() for s in scores.values()):
         sentence = (
-            f"At sparsity {sparsity:g} every score is 0, so the order of the parameters alone chose the mask: a layer "
-            "that starts at 0, like the head of torchvision's vision transformers, lets no gradient through, or the "
-            "loss does not depend on the output, as cross-entropy of a single one: give loss=."
+            f"{at} every score is 0, so the order of the parameters alone chose the mask: a layer that starts at 0, "
+            "like the head of torchvision's vision transformers, lets no gradient through, or the loss does not "
+            "depend on the output, as cross-entropy of a single one: give loss=."
         )
     elif gone := collapsed(mask):
         more = f" and {len(gone) - 5} more" if len(gone) > 6 else ""
-        sentence = f"At sparsity {sparsity:g} nothing is left of {', '.join(gone[:5] if more else gone)}{more}."
+        sentence = f"{at} nothing is left of {', '.join(gone[:5] if more else gone)}{more}: see report()."
     if sentence and on_collapse == "raise":
         raise ValueError(sentence)
     if sentence:

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -607,7 +608,9 @@ def _bars(n_runs: int) -> Iterator[tuple[Callable[[list[Run], list[dict] | Excep
 
     Yield ``told(group, made)``, for a group that is finished, and ``show(group, step)``, for one in work.
     """
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a kernel without ipywidgets gets bars of text
+        from tqdm.auto import tqdm
 
     at: dict[str, tuple[int, int]] = {}  # the step and the steps of each group in work; with Dask there are several
     n_diverged = n_failed = 0

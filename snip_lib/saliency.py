@@ -265,7 +265,8 @@ class Trial(NamedTuple):
             return self.model(self.x)
         except Exception as error:
             alone = "Expected more than 1 value per channel" in str(error)  # batch norm's words
-            words = why(error, self.x, 'give a larger batch, or score_bn="fresh"' if alone else "")
+            remedy = "give x and y one by one" if isinstance(self.x, (tuple, list)) else ""
+            words = why(error, self.x, 'give a larger batch, or score_bn="fresh"' if alone else remedy)
             raise ValueError(f"The network refuses the scoring batch {shape_of(self.x)}: {words}") from error
 
     def loss_of(self, output: Any, y: Any) -> Tensor:
@@ -273,6 +274,8 @@ class Trial(NamedTuple):
             value = self.loss(output, y)
         except Exception as error:
             numbers = "give y" if y is None else "give class numbers as int64, 0 to classes - 1"
+            if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape[:1] != y.shape[:1]:
+                numbers = "give a label for each example"
             words = why(error, y, f"{numbers}, or your own loss=lambda output, y: ...")
             raise ValueError(
                 f"The loss refuses the output {shape_of(output)} with the labels {shape_of(y)}: {words}"

@@ -94,10 +94,15 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
         raise ValueError(f"The network refuses an example {shape_of(x)}: {why(error, x)}") from error
     for hook in hooks:
         hook.remove()
-    with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(twin, (x,), output_transform=_traced, verbose=False)
+    graph = torch_pruning.DependencyGraph()
+    try:
+        with torch.enable_grad():
+            graph.build_dependency(twin, (x,), output_transform=_traced, verbose=False)
+        followed = list(graph.get_all_groups(root_module_types=LAYERS))
+    except Exception as error:
+        raise ValueError(f"Torch-Pruning cannot follow this network ({error}): no unit is removed.") from error
     known, groups = prunable(twin, exclude=computed(twin)), {}
-    for group in graph.get_all_groups(root_module_types=LAYERS):
+    for group in followed:
         written, read = {}, {}
         for item in group:
             module = item.dep.target.module

@@ -529,6 +529,8 @@ def test_a_report_counts_by_hand():
     assert table.attrs["effective_sparsity"] == pytest.approx(14 / 20)
     with pytest.raises(ValueError, match=r"refuses an input \(ndarray\): make tensors of numpy arrays"):
         snip.report(model, mask, torch.ones(1, 3).numpy())
+    with pytest.raises(ValueError, match=r"The example of shape \[0, 3\] is empty.$"):
+        snip.report(model, mask, torch.ones(0, 3))
     without = snip.report(model, mask)
     assert without["dead_units"].to_list()[:2] == [1, 1] and without.attrs["effective_sparsity"] is None
     snip.apply_mask(model, mask)

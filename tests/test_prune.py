@@ -392,7 +392,8 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"x": None, "y": None, "batches": []}, "no batch"),
         ({"x": None, "y": None, "batches": batch()}, r"gives pairs \(x, y\), not a batch of shape \[32, 8\]"),
         ({"x": None, "y": None, "batches": [{"x": 1, "y": 2}]}, r"gives pairs \(x, y\), not a batch \(dict\)"),
-        ({"x": batch()}, r"refuses the scoring batch \(tuple\)"),
+        ({"x": batch(), "y": None}, r"refuses the scoring batch \(tuple\): .* \(give x and y one by one\).$"),
+        ({"loss": "mse"}, "loss is a function of the output and the labels, .* not 'mse'.$"),
         ({"x": batch()[0].numpy()}, r"scoring batch \(ndarray\): make tensors of numpy arrays with torch.as_tensor.$"),
         ({"y": batch()[1].numpy()}, r"labels \(ndarray\): make tensors of numpy arrays with torch.as_tensor.$"),
         ({"x": torch.ones(32, 8, dtype=torch.uint8)}, r"of shape \[32, 8\]: .*x.float\(\), tokens as x.long\(\)\).$"),
@@ -403,7 +404,7 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"x": torch.randn(4, 9)}, r"refuses the scoring batch of shape \[4, 9\]"),
         (
             {"x": torch.randn(4, 8), "y": torch.zeros(5).long()},
-            r"\[4, 3\] with the labels of shape \[5\]: .* \(5\) \(give class .*, or your own loss=lambda .*\).$",
+            r"\[4, 3\] with the labels of shape \[5\]: .* \(5\) \(give a label for each example, or your own .*\).$",
         ),
         ({"y": torch.full((32,), 7)}, "labels"),
         ({"y": None}, r"\(give y, or your own loss=lambda output, y: ...\).$"),
@@ -440,7 +441,9 @@ def test_of_many_layers_removed_whole_the_first_five_are_named():
     model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(12)))
     with torch.no_grad():
         model[11].weight.mul_(1e6)
-    with pytest.warns(UserWarning, match="left of 0.weight, 1.weight, 2.weight, 3.weight, 4.weight and 6 more.$"):
+    with pytest.warns(
+        UserWarning, match="left of 0.weight, 1.weight, 2.weight, 3.weight, 4.weight and 6 more: see report"
+    ):
         snip.prune(model, sparsity=1 - 9 / 108, method="magnitude")
 
 

@@ -585,6 +585,14 @@ def test_bad_input_gets_a_sentence(change, words):
         snip.prune(model, **{"x": x, "y": y, "sparsity": 0.5, "structured": True} | change)
 
 
+def test_what_torch_pruning_cannot_follow_gets_a_sentence():
+    import torchvision
+
+    network = torchvision.models.shufflenet_v2_x0_5(weights=None)
+    with pytest.raises(ValueError, match=r"Torch-Pruning cannot follow this network \(.*\): no unit is removed.$"):
+        snip.prune(network, torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), sparsity=0.3, structured=True)
+
+
 def test_without_torch_pruning_there_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     model, x, y = build("lenet5")
