@@ -153,14 +153,15 @@ def digits(value: float, places: int = 2, sign: str = "") -> str:
 def spread(rows: pd.DataFrame, field: str = "test_error", after: float | None = None, failed: bool = False) -> Cell:
     """Return "mean ± sample sd" over the rows that did not diverge; on their curves, `after` a share of the steps.
 
-    With `failed`, over all rows: a run that diverged counts with what it ended with.
+    With `failed`, over all rows: a run that diverged counts with what it ended with. "–" where a row, of an older
+    version of the library, does not say.
     """
     rows, how = rows if failed else settled(rows), f"mean ± sd {'of all ' if failed else ''}{field}"
     values = rows[field]
     if after is not None:
         curves, how = rows["curve"] if len(rows) else [], f"{how} after {after:g}"
         values = pd.Series([c[field][c["step"].index(round(after * c["step"][-1]))] for c in curves])
-    values = values.astype(float).dropna()
+    values = values.astype(float) if values.notna().all() else pd.Series(dtype=float)
     shown = [digits(number, PLACES.get(field, 2)) for number in (values.mean(), values.std())]
     return cell(" ± ".join(shown[: len(values)] or shown[:1]), how, rows)
 

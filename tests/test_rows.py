@@ -266,7 +266,7 @@ def recomputed(how, groups, printed=()):
             return [(fewest(groups), 0)]
         case ["mean", "±", "sd", *whose, _]:
             assert whose == ["of", "all"] or not any(row["diverged"] for row in rows)
-            return [(v, places) for v in mean_sd(values)] if values else "–"
+            return [(v, places) for v in mean_sd(values)] if values and len(values) == len(rows) else "–"
         case ["mean", "difference", _]:
             gaps, most = [a[field] - b[field] for a, b in pairs(groups)], 100 if field == "test_error" else np.inf
             return [(v, places) for v in mean_interval(gaps, -most, most)]
