@@ -1103,7 +1103,7 @@ def test_the_answer_tells_what_rests_on_a_tenth_of_the_training(world):
     answer = claims.answer_markdown(claims.verdicts())
     assert "at up to 90 %, the most that the claim is asked for (a tenth of the training)." in answer
     assert "better than one shot?* No for LeNet-300-100 (n = 6); at a tenth of the training." in answer
-    assert "One scoring before training: not run yet." in answer
+    assert "One scoring before training, where networks are trained one by one: not run yet." in answer
 
 
 def test_the_answer_counts_where_other_masks_do_worse(world):
