@@ -650,12 +650,13 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     """Return what the row of a run without a step keeps of its mask, so that pages can show it.
 
     `mask_sha` names the mask. There is more of one shot of SNIP alone. `gradient` is the norm of each parameter's
-    gradient at the first scoring batch. For seed 0, `picture` counts, of each linear weight, how many connections
-    are kept: per input of the first one, per output of the others; and `mean_image` is the mean of the scoring
-    batches, 0 ... 255. Where the first layer is linear in the pixels, `mean_correlation` is the correlation over them
-    of the connections kept with the mean of all training images; and where one class was scored, `class_correlations`
-    has, class by class, that with the mean image of the batches that would have scored it, and `input_correlations`
-    that with the size of the mean input |x̄| of those batches, as the network sees them.
+    gradient at the first scoring batch, gate by gate (`gates.reset.weight`) where a layer names its `parts`. For seed
+    0, `picture` counts, of each linear weight, how many connections are kept: per input of the first one, per output
+    of the others; and `mean_image` is the mean of the scoring batches, 0 ... 255. Where the first layer is linear in
+    the pixels, `mean_correlation` is the correlation over them of the connections kept with the mean of all training
+    images; and where one class was scored, `class_correlations` has, class by class, that with the mean image of the
+    batches that would have scored it, and `input_correlations` that with the size of the mean input |x̄| of those
+    batches, as the network sees them.
     """
     bits = torch.cat([kept.flatten() for kept in mask.values()]).cpu().numpy()
     found: dict = {"mask_sha": hashlib.sha256(np.packbits(bits).tobytes()).hexdigest()[:12]}
@@ -665,7 +666,12 @@ def _portrait(run, model: nn.Module, mask: Mask, data: Data) -> dict:
     loss = SCORE_LOSSES[run.score_loss](model.to(x.device).double()(x.double()), y)
     parameters = prunable(model)
     gradients = torch.autograd.grad(loss, list(parameters.values()))
-    found["gradient"] = {n: rounded(g.norm().item()) for n, g in zip(parameters, gradients, strict=True)}
+    found["gradient"] = {}
+    for name, g in zip(parameters, gradients, strict=True):
+        layer, _, kind = name.rpartition(".")
+        parts = getattr(model.get_submodule(layer), "parts", ())
+        names = [f"{layer}.{part}.{kind}" for part in parts] or [name]
+        found["gradient"] |= {n: rounded(of.norm().item()) for n, of in zip(names, g.chunk(len(names)), strict=True)}
     linear = [(name, kept) for name, kept in mask.items() if kept.dim() == 2]
     sees_pixels = bool(linear) and linear[0][1].shape[1] == data.x_train[0].numel()
     if run.seed and not sees_pixels:

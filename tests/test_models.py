@@ -265,6 +265,23 @@ def test_gru_resets_before_the_matrix_product_unlike_nn_gru():
         assert gap() < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "bias", "silent"),
+    [("lstm_s", p, -1e3, p != "forget") for p in ("input", "forget", "output")]
+    + [("lstm_s", "candidate", 0.0, True), ("gru_s", "update", 1e3, True), ("gru_s", "reset", 1e3, False)],
+)
+def test_a_gate_is_where_its_matrix_says(name, part, bias, silent):
+    """The state stays 0, and what is read from it the same, only if nothing is let in or nothing out."""
+    model = small(name)
+    layer, x = model.gates, torch.randn(2, *GREY, dtype=torch.float64, generator=generator(0, "x"))
+    k, n = layer.parts.index(part), len(layer.parts)
+    with torch.no_grad():
+        layer.weight.view(n, -1)[k] = 0
+        layer.bias.view(n, -1)[k] = bias
+        assert (model(x) - model.fc.bias).abs().max().item() == 0 or not silent
+        assert (model(x)[0] - model(x)[1]).abs().max().item() > 0 or silent
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_nets_read_rows_from_top_to_bottom(name):
     """Every row reaches the output, and a fresh network has forgotten more of the first than of the last."""

@@ -127,6 +127,21 @@ def test_a_run_of_no_step_is_a_portrait_of_its_mask():
     assert "mean_correlation" not in train.train(dataclasses.replace(run, model="gru_s"))  # row by row
 
 
+@pytest.mark.parametrize(("name", "parts"), [("gru_s", ["reset", "update"]), ("lenet300", [])])
+def test_a_portrait_has_the_norms_of_the_gradient_gate_by_gate(name, parts):
+    run = dataclasses.replace(SMALL, model=name, steps=0)
+    told, digits = train.train(run)["gradient"], data.load("digits")
+    model, (x, y) = train.initial_model(run, digits).double(), train.score_batches(run, digits)[0]
+    torch.nn.functional.cross_entropy(model(x.double()), y).backward()
+    norms = {n: p.grad.norm().item() for n, p in model.named_parameters()}
+    for kind in ("weight", "bias") if parts else ():
+        whole = model.get_parameter(f"gates.{kind}").grad
+        blocks = whole.view(len(parts), -1).norm(dim=1).tolist()  # as many units a gate
+        norms |= {f"gates.{part}.{kind}": norm for part, norm in zip(parts, blocks, strict=True)}
+        del norms[f"gates.{kind}"]
+    assert told == pytest.approx(norms, rel=1e-3)
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_mask_of_a_class_is_compared_with_the_mean_image_of_each_class(seed):
     run = dataclasses.replace(SMALL, steps=0, score_class=4, seed=seed)

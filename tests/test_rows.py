@@ -120,7 +120,7 @@ def kept_where(rows, part):
 def share_kept(rows, part):
     """Return the percentage that one draw of the weights keeps of a part: a layer, or one gate of a matrix of gates."""
     (row,) = rows
-    gates = {"lstm_s": ["input", "candidate", "forget", "output"], "gru_s": ["reset", "update"]}.get(row["model"], [])
+    gates = [name.split(".")[1] for name in row["gradient"] if name.startswith("gates.") and name.endswith(".weight")]
     name, parts = ("gates.weight", gates) if part in gates else (f"{part}.weight", [part])
     with torch.device("meta"):  # shapes without numbers
         size = dict(MODELS[row["model"]]((1, 28, 28), 10).named_parameters())[name].numel()
@@ -324,7 +324,8 @@ def recomputed(how, groups, printed=()):
             ((ours,), (whole,)) = groups
             return [np.corrcoef(ours["picture"]["fc1.weight"], whole["mean_image"])[0, 1]]
         case ["gradient", part]:
-            return f"{np.median([row['gradient'][f'{part}.weight'] for row in rows]):.3g}"
+            (name,) = (name for name in rows[0]["gradient"] if name.split(".")[-2:] == [part, "weight"])
+            return f"{np.median([row['gradient'][name] for row in rows]):.3g}"
         case ["share", "kept", "of", part]:
             return f"{share_kept(rows, part):.2g}"
         case ["outputs", "cut"]:
