@@ -202,7 +202,7 @@ class LSTM(nn.Module):
         super().__init__()
         self.project = nn.Linear(shape[0] * shape[2], units)
         self.gates = nn.Linear(2 * units, 4 * units)  # one matrix for the four gates, as in TensorFlow: fans too
-        self.gates.parts = ("input", "candidate", "forget", "output")  # of its rows, in this order
+        self.gates.parts = ["input", "candidate", "forget", "output"]  # of its rows, in this order
         self.fc = nn.Linear(units, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class GRU(nn.Module):
         super().__init__()
         self.project = nn.Linear(shape[0] * shape[2], units)
         self.gates = nn.Linear(2 * units, 2 * units)
-        self.gates.parts = ("reset", "update")
+        self.gates.parts = ["reset", "update"]
         # choice: recurrent cells. Unlike the LSTM's forget bias these ones are TensorFlow variables: they are
         # scored and may be pruned. `inits.initialise` reads where they start.
         self.gates.bias_start = 1.0
