@@ -181,6 +181,11 @@ def heatmaps(tables: dict[str, pd.DataFrame], *, write: Callable[[float], str]) 
             table, title = table.fillna(0.0), f"{title}: not run yet"
         options = {"annot": text, "fmt": "", "annot_kws": {"size": 9}, "cmap": "cividis", "cbar": False}
         sns.heatmap(table.astype(float), ax=axis, **options)
+        cells = axis.collections[0].get_facecolors()
+        for written in axis.texts:  # black or white, whichever differs more from its cell (WCAG 2's contrast)
+            column, line = (int(of) for of in written.get_position())
+            light = (np.array(cells[line * table.shape[1] + column][:3]) ** 2.2) @ (0.2126, 0.7152, 0.0722)
+            written.set_color("black" if light > 0.179 else "white")
         axis.set_title(title, fontsize=11)
         axis.set(xlabel=table.columns.name or "", ylabel=table.index.name or "")
         axis.tick_params(labelsize=9, rotation=0)

@@ -3,6 +3,7 @@
 import math
 from itertools import combinations, pairwise
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -70,6 +71,19 @@ def test_heatmaps_write_every_number_and_no_hole():
     some, none = figure.axes
     assert [text.get_text() for text in some.texts] == ["0.25", "0.00", "1.00"]
     assert not "".join(text.get_text() for text in none.texts) and "not run yet" in none.get_title()
+
+
+def test_the_numbers_of_a_heatmap_can_be_read_on_every_colour():
+    table = pd.DataFrame(np.linspace(0, 1, 101).reshape(-1, 1)).T
+    (axis,) = plots.heatmaps({"ramp": table}, write="{:.2f}".format).axes
+
+    def luminance(colour):  # WCAG 2, from sRGB
+        rgb = np.array(colour[:3])
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    for text, cell in zip(axis.texts, axis.collections[0].get_facecolors(), strict=True):
+        dark, light = sorted([luminance(matplotlib.colors.to_rgb(text.get_color())), luminance(cell)])
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def test_heatmaps_stand_below_each_other_on_a_figure_that_a_page_need_not_shrink():
