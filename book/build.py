@@ -297,6 +297,10 @@ def book():
 
 def pages():
     """Run the committed chapters again in place, and write the README's verdicts and picture."""
+    if os.environ.get("SNIP_RESULTS"):
+        raise Refusal(
+            "The committed pages show the committed rows: unset SNIP_RESULTS, or look at others by make book."
+        )
     url, ref = committed_address()
     side_by_side(render, ROOT / "notebooks", url, ref)
     figure = picture(ROOT / "notebooks/02_lenet_sweeps.ipynb")
@@ -353,7 +357,7 @@ def stop(number, frame):
         process.terminate()
     for process in psutil.wait_procs(family, timeout=1)[1]:
         process.kill()
-    print("\nStopped; finished rows are kept.", file=sys.stderr, flush=True)
+    print("\nStopped; finished rows are kept, and long runs lose a minute at most.", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 

@@ -517,13 +517,13 @@ OF_SINGLE_SEEDS = ("cost", "same_mask", "other_mask", "same_layers", "fits", "do
 # -------------------------------------------------------------------------------------- verdicts
 
 WORDS = ("reproduced", "in part", "not reproduced")
-REASONS = ("undecided", "too few seeds", "not run yet", "replaced", "other")  # for no verdict: *not tested (why)*
+REASONS = ("undecided", "too few seeds", "not run yet", "replaced", "other")  # for none of `WORDS`
 DENSE_APART = "a dense network not shown to agree with the paper's"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim judged: `verdict` is *reproduced*, *in part*, *not reproduced* or *not tested (why)*."""
+    """A claim judged: `verdict` is *reproduced*, *in part*, *not reproduced*, *undecided* or *not tested (why)*."""
 
     claim: str
     verdict: str
@@ -534,7 +534,7 @@ class Verdict:
     n: int  # seeds of the test that has fewest
     tests: tuple[Test, ...] = field(default=(), repr=False)
     limits: tuple[str, ...] = field(default=(), repr=False)  # why it cannot be better than in part
-    reason: str = field(default="", repr=False)  # one of `REASONS` where it is not tested
+    reason: str = field(default="", repr=False)  # one of `REASONS` where it is undecided or not tested
 
     def _repr_markdown_(self) -> str:
         return f"**{self.claim} {self.verdict}:** {self.statement} *Evidence:* {self.evidence}."
@@ -545,7 +545,7 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
 
     A test is met if p < 0.05 after Holm's correction over the claim, refuted if the 95 % interval lies wholly
     outside of what the claim allows. All met: reproduced; some: in part; none, and one refuted: not
-    reproduced; else undecided, which is *not tested*. At most *in part*: fewer seeds than `min_n`, diverged
+    reproduced; else *undecided*. At most *in part*: fewer seeds than `min_n`, diverged
     runs left out, another profile than `paper`, and a dense network not shown to agree with the paper's. A claim
     that is decided in ``claims.csv`` is not judged, and has no evidence.
     """
@@ -594,7 +594,7 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     elif any(test.refuted for test in tests):
         words = "not reproduced"
     else:
-        words, reason = "not tested (undecided, the intervals cross the margin)", "undecided"
+        words, reason = "undecided (the intervals cross the margin)", "undecided"
     if limits:
         evidence += f"; limited by {', '.join(limits)}"
     return verdict(words, tests, evidence, met == len(tests), limits, reason)
@@ -884,7 +884,8 @@ def _questions(judged: list[Verdict]) -> list[str]:
         for v in sorted(of, key=lambda v: order.index(_standing(v).split()[0])):
             about = ["whole units"] if "structured=true" in found.loc[v.claim, "fields"] else []
             about += [PRUNED_BY[part] for part in found.loc[v.claim, "against"].split() if part in PRUNED_BY]
-            about += [f"n = {v.n}"] if v.n > 1 else []
+            most = max((test.n for test in v.tests), default=0)
+            about += [f"n = {v.n}{f' to {most}' if most > v.n else ''}"] if v.n > 1 else []
             who = NAMES[found.loc[v.claim, "model"]] + (f" ({', '.join(about)})" if about else "")
             by_standing.setdefault((_standing(v), _trained(v)), []).append(who)
         lengths = {trained for how, trained in by_standing if how != "not run yet"}
@@ -1036,9 +1037,12 @@ def headline_markdown() -> str:
     judged, least = verdicts(), criteria()["min_n"]
     found = [answer_markdown(judged), "", f"Of the {len(judged)} claims:", ""]
     for word, group in _by_standing(judged).items():
-        few = {v.claim: f" (only {counted(v.n, 'seed')})" for v in group if 0 < v.n < int(least[v.claim])}
-        named = ", ".join(v.claim + few.get(v.claim, "") for v in group)
-        word = "tested, but undecided" if word == "undecided" else word
+        named = []
+        for v in group:
+            met, n = sum(test.met for test in v.tests), len(v.tests)
+            told = [f"{met} of {n} tests"] * (v.verdict == "in part" and met < n)
+            told += [f"only {counted(v.n, 'seed')}"] * (0 < v.n < int(least[v.claim]))
+            named.append(v.claim + f" ({', '.join(told)})" * bool(told))
         if group or word in WORDS:
-            found.append(f"- **{word}** ({len(group)} of {len(judged)}){f': {named}' if named else ''}")
+            found.append(f"- **{word}** ({len(group)} of {len(judged)}){': ' * bool(named)}{', '.join(named)}")
     return "\n".join(found) + "\n"

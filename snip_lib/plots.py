@@ -24,7 +24,7 @@ MARKERS = "osD^v"
 def line_colour(i: int) -> tuple[float, float, float]:
     """Return the RGB colour of line i: no pink or yellow, which are faint on white, nor grey, which is for chance."""
     palette = sns.color_palette("colorblind")
-    colours = [*(palette[place] for place in (0, 1, 2, 3, 4, 5, 9)), (0.0, 0.0, 0.0)]
+    colours = [*(palette[place] for place in (0, 1, 2, 3, 4, 5, 9)), (0.0, 0.0, 0.0), (0.4, 0.1, 0.6)]
     return colours[i % len(colours)]
 
 
@@ -460,7 +460,10 @@ def methods_beside_paper(panels: dict[str, tuple[dict[str, pd.DataFrame], pd.Dat
                 left = 100 * (1 - stats.index.to_numpy(dtype=float)) * 1.02 ** (len(groups) / 2 - i)  # side by side
                 marker, colour = looks[name]
                 ends = [stats["mean"] - stats["min"], stats["max"] - stats["mean"]]  # a sd may reach below 0
-                axis.errorbar(left, stats["mean"], ends, marker=marker, color=colour, capsize=2, label=name)
+                front = 2 + (name == "SNIP")  # the method that the others are compared with lies on top
+                axis.errorbar(
+                    left, stats["mean"], ends, marker=marker, color=colour, capsize=2, label=name, zorder=front
+                )
         printed = paper[(paper["quantity"] == "test_error") & (paper["sparsity"] > 0)]
         left = 100 * (1 - printed["sparsity"])
         axis.plot(left, printed["value"], "ko", ms=8, mfc="none", label="the paper's Table 1")

@@ -37,7 +37,7 @@ from .train import PRECISIONS, SCORE_LOSSES, read_progress, train
 LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
 OUTCOMES = (  # the columns of a table without rows
     *("test_error", "test_error_best_val", "test_error_best5", "val_error", "train_loss", "diverged"),
-    *("kept", "effective_sparsity", "seconds", "device"),
+    *("kept", "effective_sparsity", "dead_outputs", "seconds", "device"),
 )
 
 

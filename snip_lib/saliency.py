@@ -276,6 +276,8 @@ class Trial(NamedTuple):
             numbers = "give y" if y is None else "give class numbers as int64, 0 to classes - 1"
             if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape[:1] != y.shape[:1]:
                 numbers = "give a label for each example"
+            elif isinstance(output, tuple):
+                numbers = "wrap a network that returns several tensors in one that returns the logits"
             words = why(error, y, f"{numbers}, or your own loss=lambda output, y: ...")
             raise ValueError(
                 f"The loss refuses the output {shape_of(output)} with the labels {shape_of(y)}: {words}"
@@ -285,7 +287,8 @@ class Trial(NamedTuple):
                 f"The loss of a batch is a tensor of one number, not a value {shape_of(value)}: take its mean."
             )
         if not torch.isfinite(value).all():
-            raise ValueError(f"The loss of the scoring batch is {value.item()}: no connection can be scored.")
+            told = f"The loss of the scoring batch is {value.item()}: no connection can be scored."
+            raise ValueError(f"{told} Look for nan or inf in the weights, in x and in y, or for a loss that overflows.")
         if torch.is_grad_enabled() and not value.requires_grad:
             raise ValueError("The loss has no gradient: it or the network is detached, under no_grad, or only counts.")
         return value.squeeze()

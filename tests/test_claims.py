@@ -163,7 +163,7 @@ def test_an_absent_difference_is_not_a_proof(world):
     noisy = [0.3, 3.1, 1.9, 0.2, 2.8, 1.4]
     world.errors({0.0: STEADY, 0.5: noisy, 0.9: noisy})
     verdict = world.judge()
-    assert verdict.verdict.startswith("not tested (undecided") and not verdict.met
+    assert verdict.verdict.startswith("undecided (the") and not verdict.met
 
 
 def test_seeds_are_paired(world):
@@ -244,7 +244,8 @@ def test_a_claim_that_is_not_tested_has_a_reason_and_no_other_has_one(world):
         verdict = world.judge()
         assert verdict.reason == reason, verdict
         assert (verdict.verdict in claims.WORDS) == (reason == ""), verdict
-        assert not reason or verdict.verdict.startswith(f"not tested ({reason}"), verdict
+        word = "undecided (" if reason == "undecided" else f"not tested ({reason}"
+        assert not reason or verdict.verdict.startswith(word), verdict
     assert world.judge(profile="smoke").reason == "other"
 
 
@@ -254,16 +255,16 @@ def test_a_value_lies_within_the_margin_around_the_papers(world):
         world.errors({0.0: [e + shift for e in STEADY]})
         assert world.judge("C1").verdict == verdict, shift
     world.errors({0.0: [0.2, 3.1, 1.9, 0.3, 2.8, 1.9]})
-    assert world.judge("C1").verdict.startswith("not tested (undecided")
+    assert world.judge("C1").verdict.startswith("undecided (the")
 
 
 def test_better_needs_a_difference_below_zero(world):
     world.criteria(BETTER)
-    for shift, verdict in ((-0.2, "reproduced"), (0.2, "not reproduced"), (0.0, "not tested (undecided")):
+    for shift, verdict in ((-0.2, "reproduced"), (0.2, "not reproduced"), (0.0, "undecided (the")):
         world.errors({0.0: STEADY, 0.9: plus(STEADY, shift)})
         assert world.judge("C9").verdict.startswith(verdict), shift
     world.criteria(BETTER.replace(",0,5,", ",0.5,5,"))  # or below minus a margin
-    for shift, verdict in ((-0.7, "reproduced"), (-0.3, "not reproduced"), (-0.5, "not tested (undecided")):
+    for shift, verdict in ((-0.7, "reproduced"), (-0.3, "not reproduced"), (-0.5, "undecided (the")):
         world.errors({0.0: STEADY, 0.9: plus(STEADY, shift)})
         assert world.judge("C9").verdict.startswith(verdict), shift
 
@@ -275,7 +276,7 @@ def test_better_needs_a_difference_below_zero(world):
 def test_a_claim_is_refuted_by_its_whole_interval_and_not_by_the_mean(world, kind, edge, beyond):
     """A mean that misses the margin by less than the interval is wide leaves the claim open."""
     world.criteria(NO_LOSS.replace("no_loss", kind).replace("0.5 0.9", "0.9"))
-    for missed, verdict in ((0.005, "not tested (undecided"), (0.5, "not reproduced")):
+    for missed, verdict in ((0.005, "undecided (the"), (0.5, "not reproduced")):
         world.errors({0.0: STEADY, 0.9: plus(STEADY, edge + missed * beyond)})
         assert world.judge().verdict.startswith(verdict), missed
 
@@ -283,7 +284,7 @@ def test_a_claim_is_refuted_by_its_whole_interval_and_not_by_the_mean(world, kin
 @pytest.mark.parametrize("beyond", [1, -1])
 def test_a_value_is_refuted_by_its_whole_interval_and_not_by_the_mean(world, beyond):
     world.criteria(DENSE)
-    for missed, verdict in ((0.005, "not tested (undecided"), (0.5, "not reproduced")):
+    for missed, verdict in ((0.005, "undecided (the"), (0.5, "not reproduced")):
         world.errors({0.0: [1.7 + e - 1.6 + beyond * (0.3 + missed) for e in STEADY]})
         assert world.judge("C1").verdict.startswith(verdict), missed
 
@@ -333,7 +334,7 @@ def compared(kind, margin, **columns):
 def test_no_worse_allows_a_difference_below_the_margin_however_low(world):
     world.criteria(compared("no_worse", 0.3))
     world.add(SHOT, test_error=STEADY)
-    cases = ((0.2, "reproduced"), (-5, "reproduced"), (0.5, "not reproduced"), (0.3, "not tested (undecided"))
+    cases = ((0.2, "reproduced"), (-5, "reproduced"), (0.5, "not reproduced"), (0.3, "undecided (the"))
     for shift, verdict in cases:
         world.add(STEPS, test_error=plus(STEADY, shift))
         assert world.judge("X1").verdict.startswith(verdict), shift
@@ -342,7 +343,7 @@ def test_no_worse_allows_a_difference_below_the_margin_however_low(world):
 def test_worse_needs_a_difference_above_the_margin(world):
     world.criteria(compared("worse", 10))
     world.add(SHOT, test_error=STEADY)
-    for shift, verdict in ((12, "reproduced"), (1, "not reproduced"), (10, "not tested (undecided")):
+    for shift, verdict in ((12, "reproduced"), (1, "not reproduced"), (10, "undecided (the")):
         world.add(STEPS, test_error=plus(STEADY, shift))
         assert world.judge("X1").verdict.startswith(verdict), shift
 
@@ -367,7 +368,7 @@ def test_differs_is_about_the_training_loss_in_either_direction(world):
     losses = [0.50, 0.52, 0.48, 0.51, 0.49]
     world.add(SHOT, train_loss=losses, test_error=90.0)
     cases = ((0.2, "reproduced"), (-0.2, "reproduced"), (0.0, "not reproduced"))
-    cases += ((0.05, "not tested (undecided"), (-0.05, "not tested (undecided"))
+    cases += ((0.05, "undecided (the"), (-0.05, "undecided (the"))
     for shift, verdict in cases:
         world.add(STEPS, train_loss=plus(losses, shift), test_error=90.0)
         assert world.judge("X1").verdict.startswith(verdict), shift
@@ -451,7 +452,7 @@ def test_a_chapter_away_from_its_book_is_told_where_it_runs(tmp_path, monkeypatc
             read()
 
 
-@pytest.mark.parametrize(("turn", "verdict"), [(0, "in part"), (1, "not reproduced"), (None, "not tested (undec")])
+@pytest.mark.parametrize(("turn", "verdict"), [(0, "in part"), (1, "not reproduced"), (None, "undecided (the")])
 def test_follows_class_asks_whether_the_mask_looks_like_its_own_class(world, turn, verdict):
     """The mask of each class looks like its own mean image, like another class's, or like any, by chance."""
     draw = np.random.default_rng(0)
@@ -473,7 +474,7 @@ NAMED_BY = {
 
 
 @pytest.mark.parametrize("by", NAMED_BY)
-@pytest.mark.parametrize(("turned", "verdict"), [(0, "reproduced"), (1, "not tested (undec"), (3, "not reproduced")])
+@pytest.mark.parametrize(("turned", "verdict"), [(0, "reproduced"), (1, "undecided (the"), (3, "not reproduced")])
 def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdict, by):
     """Of ten classes all look like themselves, or a tenth or more of them like another one, differently by seed."""
     world.criteria(NAMED_BY[by])
@@ -488,7 +489,7 @@ def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdi
     assert judged.tests[0].said == f"{50 - 5 * turned - 2 * bool(turned)} of 50 masks"
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (0.1, "not tested (undec"), (0.0, "not repr")])
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (0.1, "undecided (the"), (0.0, "not repr")])
 def test_nears_mean_asks_for_a_gain_above_the_margin(world, gain, verdict):
     fields = "steps=0 score_examples=100,score_examples=1"
     world.criteria(f"X1,5.5,06,nears_mean,lenet300,mnist,0.9,{fields},,0.1,5,It nears the mean.,\n")
@@ -550,7 +551,7 @@ DISCONNECTS = "X1,S,09,disconnects,lenet300,mnist,0.99 0.999,steps=0 rounds=7,st
         (12, 2, "reproduced"),
         (0, 0, "not reproduced"),  # one shot never does it
         (2, 12, "not reproduced"),  # small steps do it more often
-        (12, 11, "not tested (undecided"),
+        (12, 11, "undecided (the"),
     ],
 )
 def test_disconnects_compares_how_often(world, one_shot, in_steps, verdict):
@@ -631,7 +632,7 @@ def test_a_dense_network_must_be_shown_to_agree_by_the_seeds_that_settled(world)
     world.criteria(DENSE, NO_LOSS)
     noisy = [0.3, 3.1, 1.9, 0.2, 2.8, 1.4]
     world.errors({s: plus(noisy, 0.0) for s in (0.0, 0.5, 0.9)})
-    assert world.judge("C1").verdict.startswith("not tested (undecided")
+    assert world.judge("C1").verdict.startswith("undecided (the")
     assert world.judge().limits == ("a dense network not shown to agree with the paper's",) and world.judge().met
     world.errors({s: [*STEADY, 90.0] for s in (0.0, 0.5, 0.9)}, diverged=[*[False] * 6, True])
     assert world.judge().limits == ("4 diverged runs",)
@@ -1026,7 +1027,7 @@ def test_the_front_pages_tell_what_was_tested_and_undecided_from_what_was_not(wo
     noisy = [0.3, 3.1, 1.9, 0.2, 2.8, 1.4]
     world.errors({0.0: STEADY, 0.1: noisy, 0.2: noisy, 0.4: noisy[:1], 0.5: plus(STEADY, 0)})
     headline, summary = claims.headline_markdown(), claims.summary_markdown()
-    assert "- **tested, but undecided** (2 of 6): X0, X1 (only 6 seeds)\n" in headline
+    assert "- **undecided** (2 of 6): X0, X1 (only 6 seeds)\n" in headline
     assert "(1 of 6): X3 (only 1 seed)\n- **not run yet** (1 of 6): X2\n- **replaced** (1 of 6): X9\n" in headline
     assert "| X4 |  |  | X0, X1 | too few seeds: X3; not run yet: X2; replaced: X9 |\n" in summary
     assert "| 1 |  |  | 2 | too few seeds: 1; not run yet: 1; replaced: 1 |\n" in summary
@@ -1078,7 +1079,7 @@ def test_the_answer_calls_undecided_what_is_undecided(world):
     world.criteria("S1,5,09_snip_it,better,lenet300,mnist,0.9,rounds=7,rounds=1,,0,5,Better.,\n")
     world.errors({0.0: STEADY, 0.9: STEADY})
     world.add(STEPS, test_error=[e + (-1) ** i for i, e in enumerate(STEADY)])
-    assert world.judge("S1").verdict.startswith("not tested (undecided")
+    assert world.judge("S1").verdict.startswith("undecided (the")
     answer = claims.answer_markdown(claims.verdicts())
     assert "do better than one shot?* Undecided for LeNet-300-100 (n = 6)." in answer
     world.add(STEPS, test_error=STEADY[:1])  # what has too few seeds to be decided is not undecided

@@ -151,6 +151,22 @@ def test_what_a_chapter_refuses_is_one_sentence_without_a_traceback(root, tmp_pa
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_committed_pages_are_not_made_from_other_rows(root, tmp_path):
+    command = [sys.executable, root / "book/build.py", "pages"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SNIP_RESULTS": str(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr.startswith("The committed pages show the committed rows") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.long
+def test_chapters_show_what_is_not_run_yet_where_there_are_no_rows(build, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNIP_RESULTS", str(tmp_path))
+    for path in build.chapters():
+        shown = build.execute(path, **{"profile": "short"} if "profile" in build.declared(path) else {})
+        told = "not run yet" in str([cell.get("outputs") for cell in shown.cells])
+        assert told or path.stem == "01_method"  # which is live throughout
+
+
 def test_a_parameter_that_a_chapter_lacks_is_refused(build):
     with pytest.raises(build.Refusal, match="has no parameter profil; nothing was run"):
         build.execute(build.chapters()[0], profil="smoke")
