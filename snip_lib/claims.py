@@ -505,8 +505,8 @@ KINDS = {  # of claims: the test, what it is about, and the criterion in words
     "nears_mean": (nears_mean, "gain of the correlation {said}", "above +{margin}"),
     "fits": (fits, "training loss at most {said}", "below {margin} for every seed"),
     "does_not_fit": (does_not_fit, "training loss at least {said}", "above {margin} for every seed"),
-    "disconnects": (disconnects, "disconnected {said}", "less often at {places} % together, Fisher's exact test"),
-    "cuts_outputs": (cuts_outputs, "an output cut off in {said}", "less often at {places} % together, Fisher's exact test"),
+    "disconnects": (disconnects, "disconnected {said}", "less often, {places} % together, Fisher's test"),
+    "cuts_outputs": (cuts_outputs, "an output cut off in {said}", "less often, {places} % together, Fisher's test"),
 }
 ALONE = ("value", "cost", "follows_class", "names_class", "names_input", "fits")  # compare with nothing
 POOLED = ("follows_class", "names_class", "names_input", "disconnects", "cuts_outputs")  # one test a model
