@@ -252,6 +252,10 @@ def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
             place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
+                if isinstance(of := row.get("mean_image"), str):
+                    if of not in rows:
+                        raise ValueError(f"its mean image is that of the row {of}, which is not above it")
+                    row["mean_image"] = rows[of]["mean_image"]
                 key, run = row["key"], Run(**{f.name: row[f.name] for f in fields(Run) if f.name in row})
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{place} is damaged ({error}): mend or delete that line.") from error
@@ -297,9 +301,12 @@ def write_rows(new: Iterable[dict], path: Path) -> None:
             holder.write_text(f"process {os.getpid()} on {os.uname().nodename}")
             rows = _rows_in([path] if path.exists() else []) | {row["key"]: row for row in new}
             temporary = path.with_suffix(".tmp")
+            first = {}  # of the rows with one mean image, which stands in that row; the others name it
             with temporary.open("w") as file:
                 for key in sorted(rows):  # without `LEFT_OUT`, which is half of a row
                     chosen = {n: v for n, v in rows[key].items() if n not in LEFT_OUT or LEFT_OUT[n] != v}
+                    if "mean_image" in chosen and (of := first.setdefault(tuple(chosen["mean_image"]), key)) != key:
+                        chosen["mean_image"] = of
                     file.write(json.dumps(chosen, separators=(",", ":")) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -331,7 +338,7 @@ def provenance() -> dict:
         commit, changes = None, None
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
     return {
-        "commit": os.environ.get("SNIP_COMMIT") or commit,
+        "commit": (os.environ.get("SNIP_COMMIT") or commit or "")[:12] or None,
         "dirty": None if commit is None else bool(changes),
         "library": sources.hexdigest()[:12],
         "torch": torch.__version__,

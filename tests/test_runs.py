@@ -263,6 +263,22 @@ def test_a_damaged_line_is_reported_with_file_and_line_and_not_dropped(tmp_path)
         assert len(path.read_text().splitlines()) == 3
 
 
+def test_rows_with_one_mean_image_hold_it_once(tmp_path):
+    path, images = tmp_path / "chapter.jsonl", ([0, 5, 250], [0, 5, 250], [0, 5, 251], None)
+    rows = [a_row(dataclasses.replace(SMALL, seed=i)) for i in range(len(images))]
+    rows = [row | ({"mean_image": image} if image else {}) for row, image in zip(rows, images, strict=True)]
+    for row in rows:
+        write_row(row, path)
+    assert read_rows(tmp_path) == {row["key"]: row for row in rows}
+    lines = path.read_text().splitlines()
+    held = [json.loads(line).get("mean_image") for line in lines]
+    first = next(json.loads(line)["key"] for line in lines if "[0,5,250]" in line)
+    assert sorted(map(str, held)) == sorted(["[0, 5, 250]", "[0, 5, 251]", first, "None"])
+    path.write_text("\n".join(line for line in lines if "[0,5,250]" not in line) + "\n")
+    with pytest.raises(ValueError, match=f"is damaged .its mean image is that of the row {first}, which is not above"):
+        read_rows(tmp_path)
+
+
 def test_a_key_occurs_once_in_the_whole_folder(tmp_path):
     write_row(a_row(SMALL), tmp_path / "a.jsonl")
     write_row(a_row(SMALL), tmp_path / "b.jsonl")
