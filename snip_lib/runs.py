@@ -318,11 +318,6 @@ def write_rows(new: Iterable[dict], path: Path) -> None:
         raise OSError(f"{path} cannot be written ({error}): the rows it held are untouched.") from error
 
 
-def write_row(row: dict, path: Path) -> None:
-    """Add one row to a file, as `write_rows` does."""
-    write_rows([row], path)
-
-
 @functools.cache
 def provenance() -> dict:
     """Return what a row says about the code that made it: commit, uncommitted changes, sha of the library."""

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snip_lib import runs, train
-from snip_lib.runs import Run, at_profile, collect, read_rows, rows_of, sweep, time_limit, write_row
+from snip_lib.runs import Run, at_profile, collect, read_rows, rows_of, sweep, time_limit, write_rows
 
 SMALL = Run("lenet300", "digits", steps=40, decay_every=20, batch_size=50)
 
@@ -150,7 +150,7 @@ def test_defaults_stay_for_ever():
 
 def test_a_row_leaves_out_what_is_at_its_default_and_is_read_whole(tmp_path):
     row = a_row(dataclasses.replace(SMALL, seed=3))
-    write_row(row, tmp_path / "chapter.jsonl")
+    write_rows([row], tmp_path / "chapter.jsonl")
     written = json.loads((tmp_path / "chapter.jsonl").read_text())
     assert written["seed"] == 3 and "momentum" not in written and written.items() <= row.items()
     assert read_rows(tmp_path) == {row["key"]: row}
@@ -224,7 +224,7 @@ def test_a_row_file_is_sorted_by_key_whatever_the_order_of_writing(tmp_path_fact
     path = tmp_path_factory.mktemp("rows") / "chapter.jsonl"
     rows = [a_row(dataclasses.replace(SMALL, seed=i)) for i in range(6)]
     for i in order:
-        write_row(rows[i], path)
+        write_rows([rows[i]], path)
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     assert keys == sorted(row["key"] for row in rows)
     assert read_rows(path.parent) == {row["key"]: row for row in rows}
@@ -241,16 +241,16 @@ def test_equal_numbers_make_one_run_whatever_their_type():
 def test_blank_lines_at_the_end_of_a_file_lose_nothing(tmp_path):
     path = tmp_path / "chapter.jsonl"
     rows = [a_row(dataclasses.replace(SMALL, seed=i)) for i in range(2)]
-    write_row(rows[0], path)
+    write_rows([rows[0]], path)
     path.write_text(path.read_text() + "\n \n")
-    write_row(rows[1], path)
+    write_rows([rows[1]], path)
     assert read_rows(tmp_path) == {row["key"]: row for row in rows}
 
 
 def test_a_damaged_line_is_reported_with_file_and_line_and_not_dropped(tmp_path):
     path = tmp_path / "02_lenet_sweeps.jsonl"
     for i in range(3):
-        write_row(a_row(dataclasses.replace(SMALL, seed=i)), path)
+        write_rows([a_row(dataclasses.replace(SMALL, seed=i))], path)
     lines = path.read_text().splitlines()
     other = json.loads(lines[0]) | {"seed": 77}
     damages = {"cut": lines[1][:40], "no key": "{}", "a field changed": json.dumps(other), "twice": lines[0], "": ""}
@@ -259,7 +259,7 @@ def test_a_damaged_line_is_reported_with_file_and_line_and_not_dropped(tmp_path)
         with pytest.raises(ValueError, match=r"02_lenet_sweeps.jsonl, line 2 (is damaged|repeats)"):
             read_rows(tmp_path)
         with pytest.raises(ValueError, match="line 2"):  # nor does a writer drop what it cannot read
-            write_row(a_row(SMALL), path)
+            write_rows([a_row(SMALL)], path)
         assert len(path.read_text().splitlines()) == 3
 
 
@@ -268,7 +268,7 @@ def test_rows_with_one_mean_image_hold_it_once(tmp_path):
     rows = [a_row(dataclasses.replace(SMALL, seed=i)) for i in range(len(images))]
     rows = [row | ({"mean_image": image} if image else {}) for row, image in zip(rows, images, strict=True)]
     for row in rows:
-        write_row(row, path)
+        write_rows([row], path)
     assert read_rows(tmp_path) == {row["key"]: row for row in rows}
     lines = path.read_text().splitlines()
     held = [json.loads(line).get("mean_image") for line in lines]
@@ -280,25 +280,25 @@ def test_rows_with_one_mean_image_hold_it_once(tmp_path):
 
 
 def test_a_key_occurs_once_in_the_whole_folder(tmp_path):
-    write_row(a_row(SMALL), tmp_path / "a.jsonl")
-    write_row(a_row(SMALL), tmp_path / "b.jsonl")
+    write_rows([a_row(SMALL)], tmp_path / "a.jsonl")
+    write_rows([a_row(SMALL)], tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match=r"b.jsonl, line 1 repeats the key .* of .*a.jsonl, line 1"):
         read_rows(tmp_path)
 
 
 def test_who_reads_a_file_while_it_is_written_sees_the_old_rows_whole(tmp_path):
     path = tmp_path / "chapter.jsonl"
-    write_row(a_row(SMALL), path)
+    write_rows([a_row(SMALL)], path)
     before = path.read_text()
     with path.open() as reader:
-        write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
+        write_rows([a_row(dataclasses.replace(SMALL, seed=1))], path)
         assert reader.read() == before
     assert len(read_rows(tmp_path)) == 2
 
 
 def _write_many(path, seeds):
     for seed in seeds:
-        write_row(a_row(dataclasses.replace(SMALL, seed=seed)), path)
+        write_rows([a_row(dataclasses.replace(SMALL, seed=seed))], path)
 
 
 def test_two_writers_at_once_lose_no_row(tmp_path):
@@ -319,7 +319,7 @@ def test_what_another_chapter_trained_meanwhile_is_not_written_twice(tmp_path, m
 
     def overtaken(*arguments):
         for group, made in work(*arguments):
-            write_row(made[0], tmp_path / "other.jsonl")
+            write_rows([made[0]], tmp_path / "other.jsonl")
             yield group, made
 
     monkeypatch.setattr(runs, "_work", overtaken)
@@ -329,18 +329,18 @@ def test_what_another_chapter_trained_meanwhile_is_not_written_twice(tmp_path, m
 
 def test_a_writer_that_never_lets_go_is_named(tmp_path, monkeypatch):
     path = tmp_path / "chapter.jsonl"
-    write_row(a_row(SMALL), path)
+    write_rows([a_row(SMALL)], path)
     monkeypatch.setattr(runs, "LOCK_WAIT_S", 0.2)
     with runs.FileLock(path.with_suffix(".lock")):
         with pytest.raises(RuntimeError, match=rf"process {os.getpid()} on .* has been writing .*chapter.jsonl"):
-            write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
-    write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
+            write_rows([a_row(dataclasses.replace(SMALL, seed=1))], path)
+    write_rows([a_row(dataclasses.replace(SMALL, seed=1))], path)
     assert len(read_rows(tmp_path)) == 2
 
 
 def test_a_full_disk_leaves_the_old_rows_whole(tmp_path, monkeypatch):
     path = tmp_path / "chapter.jsonl"
-    write_row(a_row(SMALL), path)
+    write_rows([a_row(SMALL)], path)
     before = path.read_bytes()
 
     def full(_):
@@ -348,7 +348,7 @@ def test_a_full_disk_leaves_the_old_rows_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="chapter.jsonl cannot be written .*No space left.* untouched"):
-        write_row(a_row(dataclasses.replace(SMALL, seed=1)), path)
+        write_rows([a_row(dataclasses.replace(SMALL, seed=1))], path)
     assert path.read_bytes() == before
     monkeypatch.undo()
     assert list(read_rows(tmp_path)) == [SMALL.key]
@@ -394,7 +394,7 @@ def test_collect_says_what_is_missing_and_trains_only_that(folders, capsys):
 
 def test_a_group_writes_no_row_that_another_chapter_has_already(folders, monkeypatch):
     two = sweep(SMALL, seed=range(2))
-    write_row(a_row(two[0]), folders / "results/another.jsonl")
+    write_rows([a_row(two[0])], folders / "results/another.jsonl")
     monkeypatch.setattr(runs, "_work", lambda *_: iter([(two, [a_row(run) for run in two])]))
     assert len(collect(two, "chapter", train_missing=True)) == 2
     assert len(read_rows(folders / "results")) == 2  # which refuses a key that occurs twice
@@ -419,7 +419,7 @@ def test_after_the_budget_nothing_is_even_scored(folders, monkeypatch):
 
 
 def test_a_run_that_is_asked_for_twice_is_one_row(folders):
-    write_row(a_row(SMALL), folders / "results/chapter.jsonl")
+    write_rows([a_row(SMALL)], folders / "results/chapter.jsonl")
     assert len(rows_of([SMALL, SMALL])) == len(collect([SMALL, SMALL], "chapter")) == 1
 
 
@@ -431,7 +431,7 @@ def test_what_is_missing_is_named_by_ranges_of_seeds(folders, capsys):
 def test_an_existing_row_gains_new_fields_with_their_defaults(folders):
     row = a_row(SMALL)
     del row["random_labels"]
-    write_row(row, folders / "results/chapter.jsonl")
+    write_rows([row], folders / "results/chapter.jsonl")
     assert not rows_of([SMALL])["random_labels"].any()
 
 
