@@ -594,7 +594,7 @@ def judge(line: pd.Series, profile: str, find: Callable) -> Verdict:
     elif any(test.refuted for test in tests):
         words = "not reproduced"
     else:
-        words, reason = "undecided (the intervals cross the margin)", "undecided"
+        words, reason = "undecided (neither shown nor refuted)", "undecided"
     if limits:
         evidence += f"; limited by {', '.join(limits)}"
     return verdict(words, tests, evidence, met == len(tests), limits, reason)
@@ -801,7 +801,7 @@ def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
             continue
         share = met[-1].where.removeprefix("at ")
         can[name] = f"{share} from {name}{of_short(v.profile)}"
-        end = ", the most that the claim is asked for" if len(met) == len(v.tests) else ""
+        end = ", the highest sparsity that this claim asks about" if len(met) == len(v.tests) else ""
         up_to = "at up to" if len(met) > 1 else "at"
         free.setdefault(v.profile, []).append(f"{name} {up_to} {share}{end}")
         margins.append(line["margin"])
@@ -933,19 +933,23 @@ def _price(done: list[tuple[pd.Series, Verdict]]) -> str:
 
 def _beside_other_masks() -> str:
     """Return in a line how SNIP's errors stand to those of other masks of untrained networks, in `_ways`."""
-    others = {"magnitude": {"method": "magnitude"}, "GraSP": {"method": "grasp"}}
-    parts, lines = [], list(_ways(BEFORE | others))  # which reads every row
-    asked = {"at random": "random masks", "magnitude": "those of the largest weights", "GraSP": "GraSP's"}
-    for way, words in (asked | {"SynFlow": "SynFlow's, which sees no example"}).items():
-        gaps = [paired(rows["SNIP"], rows[way]) for _, _, rows in lines]
-        ends = [interval(gap)[1:] for gap in gaps if len(gap) > 1]
+    others = {"shuffled": {"control": "shuffle"}, "magnitude": {"method": "magnitude"}, "GraSP": {"method": "grasp"}}
+    parts, seeds, lines = [], [], list(_ways(BEFORE | others))  # which reads every row
+    asked = {"at random": "random masks", "shuffled": "its own shuffled within their layers"}
+    asked |= {"magnitude": "those of the largest weights", "GraSP": "GraSP's", "SynFlow": "SynFlow's (no example seen)"}
+    for way, words in asked.items():
+        gaps = [gap for _, _, rows in lines if len(gap := paired(rows["SNIP"], rows[way])) > 1]
+        ends, means = [interval(gap)[1:] for gap in gaps], [gap.mean() for gap in gaps]
         below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
         told = {"lower": below, "higher": above, "not told apart": len(ends) - below - above}
         standing = ", ".join(f"{word} in {n}" for word, n in told.items() if n) + f" of {counted(len(ends), 'place')}"
-        parts.append(f"than with {words}: {standing if ends else 'not run yet'}")
+        by = f" ({digits(min(means))} to {digits(max(means))} points)" if gaps else ""
+        parts.append(f"than with {words}: {standing}{by}" if gaps else f"than with {words}: not run yet")
+        seeds += map(len, gaps)
+    n = f"n = {min(seeds)} to {max(seeds)}" if seeds else "no seed yet"
     return (
-        "- *Is its error lower than with other masks that need no training?* By paired 95 % intervals, "
-        f"{'; '.join(parts)} (each LeNet at two sparsities, at a tenth of the training)."
+        "- *Is its error lower than with other masks that need no training?* By paired 95 % intervals (in points: "
+        f"SNIP's minus theirs), {'; '.join(parts)} (each LeNet at two sparsities, {n}, at a tenth of the training)."
     )
 
 

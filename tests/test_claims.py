@@ -163,7 +163,7 @@ def test_an_absent_difference_is_not_a_proof(world):
     noisy = [0.3, 3.1, 1.9, 0.2, 2.8, 1.4]
     world.errors({0.0: STEADY, 0.5: noisy, 0.9: noisy})
     verdict = world.judge()
-    assert verdict.verdict.startswith("undecided (the") and not verdict.met
+    assert verdict.verdict.startswith("undecided (neither") and not verdict.met
 
 
 def test_seeds_are_paired(world):
@@ -255,16 +255,16 @@ def test_a_value_lies_within_the_margin_around_the_papers(world):
         world.errors({0.0: [e + shift for e in STEADY]})
         assert world.judge("C1").verdict == verdict, shift
     world.errors({0.0: [0.2, 3.1, 1.9, 0.3, 2.8, 1.9]})
-    assert world.judge("C1").verdict.startswith("undecided (the")
+    assert world.judge("C1").verdict.startswith("undecided (neither")
 
 
 def test_better_needs_a_difference_below_zero(world):
     world.criteria(BETTER)
-    for shift, verdict in ((-0.2, "reproduced"), (0.2, "not reproduced"), (0.0, "undecided (the")):
+    for shift, verdict in ((-0.2, "reproduced"), (0.2, "not reproduced"), (0.0, "undecided (neither")):
         world.errors({0.0: STEADY, 0.9: plus(STEADY, shift)})
         assert world.judge("C9").verdict.startswith(verdict), shift
     world.criteria(BETTER.replace(",0,5,", ",0.5,5,"))  # or below minus a margin
-    for shift, verdict in ((-0.7, "reproduced"), (-0.3, "not reproduced"), (-0.5, "undecided (the")):
+    for shift, verdict in ((-0.7, "reproduced"), (-0.3, "not reproduced"), (-0.5, "undecided (neither")):
         world.errors({0.0: STEADY, 0.9: plus(STEADY, shift)})
         assert world.judge("C9").verdict.startswith(verdict), shift
 
@@ -276,7 +276,7 @@ def test_better_needs_a_difference_below_zero(world):
 def test_a_claim_is_refuted_by_its_whole_interval_and_not_by_the_mean(world, kind, edge, beyond):
     """A mean that misses the margin by less than the interval is wide leaves the claim open."""
     world.criteria(NO_LOSS.replace("no_loss", kind).replace("0.5 0.9", "0.9"))
-    for missed, verdict in ((0.005, "undecided (the"), (0.5, "not reproduced")):
+    for missed, verdict in ((0.005, "undecided (neither"), (0.5, "not reproduced")):
         world.errors({0.0: STEADY, 0.9: plus(STEADY, edge + missed * beyond)})
         assert world.judge().verdict.startswith(verdict), missed
 
@@ -284,7 +284,7 @@ def test_a_claim_is_refuted_by_its_whole_interval_and_not_by_the_mean(world, kin
 @pytest.mark.parametrize("beyond", [1, -1])
 def test_a_value_is_refuted_by_its_whole_interval_and_not_by_the_mean(world, beyond):
     world.criteria(DENSE)
-    for missed, verdict in ((0.005, "undecided (the"), (0.5, "not reproduced")):
+    for missed, verdict in ((0.005, "undecided (neither"), (0.5, "not reproduced")):
         world.errors({0.0: [1.7 + e - 1.6 + beyond * (0.3 + missed) for e in STEADY]})
         assert world.judge("C1").verdict.startswith(verdict), missed
 
@@ -334,7 +334,7 @@ def compared(kind, margin, **columns):
 def test_no_worse_allows_a_difference_below_the_margin_however_low(world):
     world.criteria(compared("no_worse", 0.3))
     world.add(SHOT, test_error=STEADY)
-    cases = ((0.2, "reproduced"), (-5, "reproduced"), (0.5, "not reproduced"), (0.3, "undecided (the"))
+    cases = ((0.2, "reproduced"), (-5, "reproduced"), (0.5, "not reproduced"), (0.3, "undecided (neither"))
     for shift, verdict in cases:
         world.add(STEPS, test_error=plus(STEADY, shift))
         assert world.judge("X1").verdict.startswith(verdict), shift
@@ -343,7 +343,7 @@ def test_no_worse_allows_a_difference_below_the_margin_however_low(world):
 def test_worse_needs_a_difference_above_the_margin(world):
     world.criteria(compared("worse", 10))
     world.add(SHOT, test_error=STEADY)
-    for shift, verdict in ((12, "reproduced"), (1, "not reproduced"), (10, "undecided (the")):
+    for shift, verdict in ((12, "reproduced"), (1, "not reproduced"), (10, "undecided (neither")):
         world.add(STEPS, test_error=plus(STEADY, shift))
         assert world.judge("X1").verdict.startswith(verdict), shift
 
@@ -368,7 +368,7 @@ def test_differs_is_about_the_training_loss_in_either_direction(world):
     losses = [0.50, 0.52, 0.48, 0.51, 0.49]
     world.add(SHOT, train_loss=losses, test_error=90.0)
     cases = ((0.2, "reproduced"), (-0.2, "reproduced"), (0.0, "not reproduced"))
-    cases += ((0.05, "undecided (the"), (-0.05, "undecided (the"))
+    cases += ((0.05, "undecided (neither"), (-0.05, "undecided (neither"))
     for shift, verdict in cases:
         world.add(STEPS, train_loss=plus(losses, shift), test_error=90.0)
         assert world.judge("X1").verdict.startswith(verdict), shift
@@ -452,7 +452,7 @@ def test_a_chapter_away_from_its_book_is_told_where_it_runs(tmp_path, monkeypatc
             read()
 
 
-@pytest.mark.parametrize(("turn", "verdict"), [(0, "in part"), (1, "not reproduced"), (None, "undecided (the")])
+@pytest.mark.parametrize(("turn", "verdict"), [(0, "in part"), (1, "not reproduced"), (None, "undecided (neither")])
 def test_follows_class_asks_whether_the_mask_looks_like_its_own_class(world, turn, verdict):
     """The mask of each class looks like its own mean image, like another class's, or like any, by chance."""
     draw = np.random.default_rng(0)
@@ -474,7 +474,7 @@ NAMED_BY = {
 
 
 @pytest.mark.parametrize("by", NAMED_BY)
-@pytest.mark.parametrize(("turned", "verdict"), [(0, "reproduced"), (1, "undecided (the"), (3, "not reproduced")])
+@pytest.mark.parametrize(("turned", "verdict"), [(0, "reproduced"), (1, "undecided (neither"), (3, "not reproduced")])
 def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdict, by):
     """Of ten classes all look like themselves, or a tenth or more of them like another one, differently by seed."""
     world.criteria(NAMED_BY[by])
@@ -489,7 +489,7 @@ def test_names_class_asks_how_often_the_own_class_fits_best(world, turned, verdi
     assert judged.tests[0].said == f"{50 - 5 * turned - 2 * bool(turned)} of 50 masks"
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (0.1, "undecided (the"), (0.0, "not repr")])
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (0.1, "undecided (neither"), (0.0, "not repr")])
 def test_nears_mean_asks_for_a_gain_above_the_margin(world, gain, verdict):
     fields = "steps=0 score_examples=100,score_examples=1"
     world.criteria(f"X1,5.5,06,nears_mean,lenet300,mnist,0.9,{fields},,0.1,5,It nears the mean.,\n")
@@ -551,7 +551,7 @@ DISCONNECTS = "X1,S,09,disconnects,lenet300,mnist,0.99 0.999,steps=0 rounds=7,st
         (12, 2, "reproduced"),
         (0, 0, "not reproduced"),  # one shot never does it
         (2, 12, "not reproduced"),  # small steps do it more often
-        (12, 11, "undecided (the"),
+        (12, 11, "undecided (neither"),
     ],
 )
 def test_disconnects_compares_how_often(world, one_shot, in_steps, verdict):
@@ -632,7 +632,7 @@ def test_a_dense_network_must_be_shown_to_agree_by_the_seeds_that_settled(world)
     world.criteria(DENSE, NO_LOSS)
     noisy = [0.3, 3.1, 1.9, 0.2, 2.8, 1.4]
     world.errors({s: plus(noisy, 0.0) for s in (0.0, 0.5, 0.9)})
-    assert world.judge("C1").verdict.startswith("undecided (the")
+    assert world.judge("C1").verdict.startswith("undecided (neither")
     assert world.judge().limits == ("a dense network not shown to agree with the paper's",) and world.judge().met
     world.errors({s: [*STEADY, 90.0] for s in (0.0, 0.5, 0.9)}, diverged=[*[False] * 6, True])
     assert world.judge().limits == ("4 diverged runs",)
@@ -1081,7 +1081,7 @@ def test_the_answer_calls_undecided_what_is_undecided(world):
     world.criteria("S1,5,09_snip_it,better,lenet300,mnist,0.9,rounds=7,rounds=1,,0,5,Better.,\n")
     world.errors({0.0: STEADY, 0.9: STEADY})
     world.add(STEPS, test_error=[e + (-1) ** i for i, e in enumerate(STEADY)])
-    assert world.judge("S1").verdict.startswith("undecided (the")
+    assert world.judge("S1").verdict.startswith("undecided (neither")
     answer = claims.answer_markdown(claims.verdicts())
     assert "do better than one shot?* Undecided for LeNet-300-100 (n = 6)." in answer
     world.add(STEPS, test_error=STEADY[:1])  # what has too few seeds to be decided is not undecided
@@ -1104,20 +1104,23 @@ def test_the_answer_tells_what_rests_on_a_tenth_of_the_training(world):
     world.errors(dict.fromkeys((0.0, 0.5, 0.9), STEADY), profile="short")
     world.add(STEPS, test_error=plus(STEADY, 3.0), profile="short")
     answer = claims.answer_markdown(claims.verdicts())
-    assert "at up to 90 %, the most that the claim is asked for (a tenth of the training)." in answer
+    assert "at up to 90 %, the highest sparsity that this claim asks about (a tenth of the training)." in answer
     assert "better than one shot?* No for LeNet-300-100 (n = 6); at a tenth of the training." in answer
     assert "One scoring before training, where networks are trained one by one: not run yet." in answer
 
 
 def test_the_answer_counts_where_other_masks_do_worse(world):
-    assert "than with random masks: not run yet; than with those of the largest weights: not run yet" in _beside()
+    assert (
+        "than with random masks: not run yet; than with its own shuffled within their layers: not run yet" in _beside()
+    )
     for sparsity, random in ((0.95, plus(STEADY, 2.0)), (0.98, [e + (-1) ** i for i, e in enumerate(STEADY)])):
         run = Run("lenet300", "mnist", sparsity=sparsity)
         world.add(run, test_error=STEADY, profile="short")
         world.add(dataclasses.replace(run, method="random"), test_error=random, profile="short")
     world.add(dataclasses.replace(run, method="synflow"), test_error=plus(STEADY, -0.5), profile="short")
-    assert "random masks: lower in 1, not told apart in 1 of 2 places" in _beside()
-    assert "SynFlow's, which sees no example: higher in 1 of 1 place" in _beside()
+    assert "random masks: lower in 1, not told apart in 1 of 2 places (-2.00 to 0.00 points)" in _beside()
+    assert "SynFlow's (no example seen): higher in 1 of 1 place (0.50 to 0.50 points)" in _beside()
+    assert "n = 6 to 6, at a tenth of the training" in _beside()
 
 
 def test_the_answer_says_where_pruning_is_shown_to_cost_more_than_the_margin(world):
