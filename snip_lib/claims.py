@@ -34,13 +34,6 @@ from .tables import (
     spread,
     table,
 )
-from .tables import cost_table as cost_table  # chapters ask `claims` for their tables
-from .tables import error_table as error_table
-from .tables import group_table as group_table
-from .tables import layer_table as layer_table
-from .tables import length_table as length_table
-from .tables import rate_table as rate_table
-from .tables import reporting_table as reporting_table
 
 FOLDER = Path("results")  # beside the chapters, wherever the rows themselves go
 RATES = (0.1, 0.03, 0.01)  # the protocol's learning rate, and where to go when it diverges

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .data import generator
+from .saliency import true_float32
 
 # What PyTorch says while a graph is being prepared and is known here, by how it begins: the optimiser, that it steps
 # without a graph; the compiler (torch 2.11), that rounded products would be faster.
@@ -44,16 +45,8 @@ def fast_cpu() -> Iterator[None]:
 @contextlib.contextmanager
 def exact_gpu(device: torch.device) -> Iterator[None]:
     """Train on this GPU in true float32, without TF32 (PyTorch's convolutions have it); restore it afterwards."""
-    knobs = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
-    before = [knob.fp32_precision for knob in knobs]
-    try:
-        for knob in knobs:
-            knob.fp32_precision = "ieee"
-        with torch.cuda.device(device):
-            yield
-    finally:
-        for knob, value in zip(knobs, before, strict=True):
-            knob.fp32_precision = value
+    with true_float32([torch.backends.cuda.matmul, torch.backends.cudnn.conv]), torch.cuda.device(device):
+        yield
 
 
 def arithmetic(device: torch.device) -> contextlib.AbstractContextManager:

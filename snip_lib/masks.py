@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from .saliency import CONNECTIONS, Scores, held, is_bias, recompute
+from .saliency import CONNECTIONS, Scores, held, is_bias, mask_at, recompute
 
 Mask = dict[str, Tensor]
 WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DataParallel and its kin
@@ -42,8 +42,10 @@ def keep_top(scores: Scores, n_keep: int, *, among: Mask | None = None) -> Mask:
     scores are nested.
 
     Raises:
-        ValueError: a score is not finite, or `n_keep` is not between 0 and the number of scores.
+        ValueError: there is no score, one is not finite, or `n_keep` is not between 0 and their number.
     """
+    if not scores:
+        raise ValueError("There are no scores to choose from.")
     device = next(iter(scores.values())).device
     flat = torch.cat([s.detach().flatten().to(device) for s in scores.values()])
     if not torch.isfinite(flat).all():
@@ -205,14 +207,16 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     name_of = {id(p): name for name, p in parameters.items()}
     places = [(m, a, name_of[id(p)]) for m, a, _, p in held(model) if id(p) in name_of]
     for module, attribute, name in places:
-        before = module._buffers.get(f"{attribute}_mask")
+        before = mask_at(module, attribute)
+        if before is None and hasattr(module, f"{attribute}_mask"):
+            raise ValueError(f"{name} has a {attribute}_mask of its own, where torch keeps masks: rename it.")
         if before is not None and (mask[name].to(before.device) & (before == 0)).any():
             raise ValueError(f"The mask wants connections of {name} back that an earlier mask removed (see within=).")
     with torch.no_grad():
         for name, p in parameters.items():
-            p.mul_(mask[name].to(p.device))
+            p.masked_fill_(~mask[name].to(p.device), 0)  # inf times 0 is nan
     for module, attribute, name in places:
-        if (before := module._buffers.get(f"{attribute}_mask")) is not None:
+        if (before := mask_at(module, attribute)) is not None:
             before.copy_(mask[name])
         else:
             Connectivity.apply(module, attribute, mask=mask[name].to(parameters[name].device))
@@ -239,7 +243,7 @@ def mask_of(model: nn.Module) -> Mask:
         name_of.setdefault(id(p), name)
     mask = {}
     for module, attribute, name, p in held(model):
-        kept = module._buffers.get(f"{attribute}_mask")
+        kept = mask_at(module, attribute)
         if kept is not None and name_of[id(p)] == name:
             mask[name] = kept.bool()
     if not mask:
@@ -262,7 +266,7 @@ def redraw(
         for name, p in named(model, mask).items():
             if not is_bias(name, p):
                 init(p, generator)
-            p.mul_(mask[name].to(p.device))
+            p.masked_fill_(~mask[name].to(p.device), 0)  # inf times 0 is nan
     recompute(model)
 
 
@@ -270,7 +274,7 @@ def redraw(
 
 
 def save_mask(mask: Mask, path: str | Path, **metadata) -> None:
-    """Write a mask as safetensors (one byte a connection) with its sparsity, order and any JSON `metadata`.
+    """Write a mask as safetensors (one byte a connection) with its sparsity, order and any other JSON `metadata`.
 
     E.g. ``save_mask(mask, "mask.safetensors", method="snip", sparsity=0.95)``.
 
@@ -307,7 +311,11 @@ def opened(path: str | Path, remedy: str) -> Iterator:
 
 
 def load_mask(path: str | Path) -> tuple[Mask, dict]:
-    """Return the mask that `save_mask` wrote, on the CPU, in its order, and its metadata. ValueError: it wrote none."""
+    """Return the mask that `save_mask` wrote, on the CPU, in its order, and its metadata.
+
+    Raises:
+        ValueError: `save_mask` did not write it. FileNotFoundError: there is no such file.
+    """
     with opened(path, "save it again with save_mask") as file:
         if "order" not in (metadata := file.metadata() or {}):
             raise ValueError(f"{path} is no mask that save_mask wrote.")

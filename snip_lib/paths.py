@@ -26,13 +26,15 @@ def _between(t: Tensor) -> Tensor:
 class PathCounting(TorchFunctionMode):
     """Let a network compute paths: products and sums as they are, everything that could hide a path undone.
 
-    Normalisation and rectifiers are the identity, a maximum (of which only the winner has a gradient) is a
-    mean, every row of an embedding is looked up, and values and gradients are rescaled after each product.
+    Normalisation, rectifiers and thresholds are the identity, a maximum (of which only the winner has a gradient)
+    is a mean, every row of an embedding is looked up, and values and gradients are rescaled after each product.
     """
 
     IDENTITY = frozenset(
         "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish hardswish hardtanh softplus prelu"
         " batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"
+        " clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clip threshold _threshold threshold_ hardshrink"
+        " softshrink sign"
         " softmax log_softmax dropout dropout1d dropout2d dropout3d alpha_dropout".split()
     )
     PRODUCTS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
@@ -50,7 +52,13 @@ class PathCounting(TorchFunctionMode):
             pool = getattr(nn.functional, name.replace("max", "avg"))
             given = {k: v for k, v in kwargs.items() if k in ("kernel_size", "stride", "padding", "ceil_mode")}
             return pool(*args[:4], **given)
+        if name in ("amax", "amin"):
+            return torch.mean(*args, **kwargs)
+        if name in ("maximum", "minimum", "max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
+            return torch.lerp(*args[:2], 0.5)
         result = func(*args, **kwargs)
+        if name in ("max", "min") and isinstance(result, tuple):  # over a dimension
+            return type(result)((torch.mean(*args, **kwargs), result.indices))
         if name in self.PRODUCTS and result.requires_grad:
             straight = result + (_between(result) - result).detach()
             straight.register_hook(_between)
@@ -85,13 +93,12 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
 
     with torch.no_grad():
         for module, _, name, p in held(twin):
-            added = is_bias(name, p) and name.rpartition(".")[2].startswith("bias")
+            added = is_bias(name, p) and "bias" in name.rpartition(".")[2]  # of attention, in_proj_bias
             p.copy_(torch.zeros_like(p) if added else positive(p))
             if p.dim() > 1 and isinstance(module, CONNECTIONS):
                 p /= p[0].numel()  # averages stay where a tanh is not flat
         for name, p in parameters.items():
-            if not is_bias(name, p):
-                p.mul_(mask[name].to(p.device))
+            p.mul_(mask[name].to(p.device))
     for module in twin.modules():
         if isinstance(module, nn.RNNBase):
             module.train().dropout = 0.0

@@ -15,8 +15,7 @@ import seaborn as sns
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from .claims import interval
-from .tables import cell, cut_off, digits, settled
+from .tables import cell, cut_off, digits, interval, settled
 
 MARKERS = "osD^v"
 

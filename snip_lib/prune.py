@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .masks import Mask, checked, collapsed, keep_top, keep_top_per_layer, n_kept
-from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, computed, held, prunable, shape_of
+from .saliency import CRITERIA, DATA_FREE, SIGNED, Loss, Scores, computed, held, mask_at, prunable, shape_of
 from .structured import SIGNED_UNIT_CRITERIA, UNIT_CRITERIA, keep_units, mask_of_units, read_under, units_of
 
 # Bundles of choices where the paper's text and the released code differ, or we would choose otherwise today, as
@@ -66,8 +66,9 @@ def accumulated(
 ) -> Scores:
     """Score several batches as one (Section 4.2: "accumulate ... or take an exponential moving average").
 
-    "sum_then_abs": |sum g|, as if the batches were one (batch norm apart); "abs_then_sum": sum |g|;
-    "moving_average": s <- 0.9 s + 0.1 |g|, so later batches count more. Each batch counts the same.
+    "sum_then_abs": |sum g|, as if the batches were one (batch norm apart); "abs_then_sum": the sum of
+    s = |g| / sum |g|, each batch's own (Eq. 6); "moving_average": s <- 0.9 s + 0.1 of that, so
+    that later batches count more.
     """
     before_abs = signed.get(method) if accumulate == "sum_then_abs" else None
     criterion, total = before_abs or criteria[method], None
@@ -136,12 +137,12 @@ def prune(
         rounds: how many times to score, removing more each time by `schedule`, one of `SCHEDULES` (None: 100 and
             "exponential" for SynFlow, else 1 and "snip_it"). What is removed stays so, except by "force".
         within: a mask to prune further, for example after some training: what it removes scores at weight 0, and
-            stays out, except by "force".
+            stays out, except by "force". It keeps at least as much as `sparsity` does.
         prune_biases, only, exclude: which parameters (`prunable`).
         score_bn: "batch" or "fresh", what batch norm does while scoring (`scoring_copy`).
         dtype: of the scoring, float32 or float64.
         generator: of ``method="random"`` (None: one seeded with 0, so every call draws the same mask).
-        on_collapse: a weight removed whole, or no score above 0: "warn" or "raise".
+        on_collapse: a weight removed whole, or every score 0: "warn" or "raise".
         structured: remove whole units and filters (SNAP; in `rounds`, SNAP-it), by "snip" or at "random".
             `sparsity` is then the fraction removed of the units of all layers but the first and the last
             (`structured.units_of`); each layer keeps one or more. `structured.shrink` makes the network small.
@@ -151,6 +152,7 @@ def prune(
     Raises:
         ValueError: an argument that is none of these; no prunable parameter; a batch that does not fit; a
             loss or score that is not finite; with ``on_collapse="raise"``, a weight removed whole.
+        TypeError: `model` is no module. ImportError: `structured`, and Torch-Pruning is not installed.
     """
     for name, value, known in (
         ("method", method, UNIT_CRITERIA if structured else CRITERIA),
@@ -186,7 +188,7 @@ def prune(
         scoring["generator"] = generator
 
     mask = None if within is None else dict(checked(within))
-    if mask is None and any(f"{attribute}_mask" in module._buffers for module, attribute, *_ in held(model)):
+    if mask is None and any(mask_at(module, attribute) is not None for module, attribute, *_ in held(model)):
         warnings.warn(
             "The network has a mask, and without within=snip.mask_of(network) what it removed may be kept again.",
             stacklevel=2,

@@ -5,7 +5,7 @@ Projected gradient descent (Madry et al., 2018), in pixel units. The robustness 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from numbers import Integral
 
 import pandas as pd
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .saliency import shape_of
+from .saliency import evaluated, shape_of
 
 RELUS = (F.relu, torch.relu, Tensor.relu)  # by these names modules call it, too
 
@@ -46,13 +46,14 @@ def pgd(
     normalisation inside). They stay within `eps` of `x`: "linf", the largest change of a pixel, or "l2", the
     Euclidean length of the change. The first of the `restarts` begins at `x`, the others at random points of that
     ball, drawn from a CPU `generator` (None: one seeded with 0). Steps of 2.5 eps / steps go up the lead of the
-    best wrong class over `y` from the first start, and from the others up the odds against `y`, as cross-entropy
-    does, whose own gradient would vanish where the network is sure of itself. Where the network is flat there is no
-    gradient at all. So one more start, at `x`, goes up a gradient that passes through a ReLU that is off, `leak` times
-    as large (0: no such start). And one needs no gradient (0 aims: none does): from `x` as far as allowed towards
-    images that the model takes for another class, the `aims` nearest of `others` [N, ...] (None: of `x`); the best of
-    these points is the start, and an image within `eps` is reached. An image that no step turns comes back as it was,
-    and so does the model. `y` are the class numbers, [B].
+    best wrong class over `y` (the margin loss of Carlini & Wagner, 2017) from the first start, and from the others
+    up the odds against `y`, as cross-entropy does, whose own gradient would vanish where the network is sure of
+    itself. Where the network is flat there is no gradient at all. So one more start, at `x`, goes up a gradient
+    that passes through a ReLU that is off, `leak` times as large (backward pass differentiable approximation;
+    Athalye et al., 2018; 0: no such start). And one needs no gradient (0 aims: none does): from `x` as far as
+    allowed towards images that the model takes for another class, the `aims` nearest of `others` [N, ...] (None: of
+    `x`); the best of these points is the start, and an image within `eps` is reached. An image that no step turns
+    comes back as it was, and so does the model. `y` are the class numbers, [B].
 
     Raises:
         ValueError: a norm that is neither; a radius, leak or number of aims below 0, no step, no restart, half a step;
@@ -71,7 +72,7 @@ def pgd(
     others = x if others is None else others
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     found, held = x.clone(), torch.arange(len(x), device=x.device)  # held: which images no step has turned yet
-    with torch.enable_grad(), _evaluated(model):
+    with torch.enable_grad(), evaluated(model):
         for start in starts if eps > 0 else []:
             if not len(held):
                 break
@@ -159,17 +160,6 @@ def _check_classes(output: Tensor, y: Tensor) -> None:
         raise ValueError(f"y has class {int(y.max())}, but the network's {output.shape[1]} outputs are classes from 0.")
 
 
-@contextlib.contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode for a while."""
-    before = {module: module.training for module in model.modules()}
-    try:
-        yield model.eval()
-    finally:
-        for module, training in before.items():
-            module.training = training
-
-
 def _length(change: Tensor) -> Tensor:
     """Return the Euclidean length of each example of a batch, never 0, shaped to divide it."""
     length = change.flatten(1).norm(dim=1).clamp_min(torch.finfo(change.dtype).tiny)
@@ -204,7 +194,7 @@ def attack_success(
         pgd(model, x[:0], y[:0], eps=radius, **attack)  # refuses what is no attack, even if no image is right
     turned = dict.fromkeys(radii, 0)
     for a, b in zip(x.split(chunk), y.split(chunk), strict=True):
-        with torch.no_grad(), _evaluated(model):
+        with torch.no_grad(), evaluated(model):
             output = model(a)
         _check_classes(output, b)
         ok = output.argmax(1) == b

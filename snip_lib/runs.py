@@ -67,7 +67,7 @@ class Run:
     dataset: str
     method: str = "snip"
     sparsity: float = 0.0  # fraction removed, in [0, 1)
-    rounds: int = 1
+    rounds: int = 1  # how often to score; of "synflow", 1 stands for its hundred
     seed: int = 0  # split, initial weights, scoring batch and order of the batches
     init: str = "vs_x"  # of the weights that are scored
     train_init: str = "same"  # "same": train the scored weights; "fresh": draw anew; or an initialiser
@@ -288,18 +288,22 @@ def _read(stamp: tuple) -> dict[str, dict]:
 
 
 def write_rows(new: Iterable[dict], path: Path) -> None:
-    """Add rows to a file that is sorted by key, all of them or none; a second writer waits.
+    """Add rows to a file that is sorted by key, all of them or none; a second writer in the folder waits.
+
+    A row stays as it is once it is there, in this file or in another of the folder.
 
     Raises:
         RuntimeError: another process holds the lock for 30 s. OSError: the folder cannot be written.
-        ValueError: the file has a damaged line; it stays as it is.
+        ValueError: a file has a damaged line; all stay as they are.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder = path.with_suffix(".lock.holder")
-        with FileLock(path.with_suffix(".lock"), timeout=LOCK_WAIT_S):
+        holder = path.with_name("rows.lock.holder")
+        with FileLock(path.with_name("rows.lock"), timeout=LOCK_WAIT_S):
             holder.write_text(f"process {os.getpid()} on {os.uname().nodename}")
-            rows = _rows_in([path] if path.exists() else []) | {row["key"]: row for row in new}
+            there = read_rows(path.parent)
+            rows = _rows_in([path] if path.exists() else [])
+            rows |= {row["key"]: row for row in new if row["key"] not in there}
             temporary = path.with_suffix(".tmp")
             first = {}  # of the rows with one mean image, which stands in that row; the others name it
             with temporary.open("w") as file:
@@ -313,7 +317,7 @@ def write_rows(new: Iterable[dict], path: Path) -> None:
             temporary.replace(path)
     except Timeout as error:
         who = holder.read_text() if holder.exists() else "another process"
-        raise RuntimeError(f"{who} has been writing {path} for {LOCK_WAIT_S:.0f} s: stop it and run again.") from error
+        raise RuntimeError(f"{who} has kept {path} locked for {LOCK_WAIT_S:.0f} s: stop it and run again.") from error
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error}): the rows it held are untouched.") from error
 
@@ -370,6 +374,7 @@ def make_rows(
     There are none if the `deadline` came first; the group waits in its checkpoint.
     """
     device = device_here()
+    code = provenance()  # before the work: files may change meanwhile, and what runs is what was read
     options = {"device": device, "checkpoint": checkpoint_of(group), "deadline": deadline, "tick": tick}
     if len(group) == 1:  # the definition
         outcome = train(group[0], **options)
@@ -378,7 +383,7 @@ def make_rows(
         outcomes = train_replicas(group, **options) or []
     stamp = {"device": device_name(device), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     return [
-        {"key": run.key, **dataclasses.asdict(run), **outcome, **provenance(), **stamp}
+        {"key": run.key, **dataclasses.asdict(run), **outcome, **code, **stamp}
         for run, outcome in zip(group, outcomes, strict=False)
     ]
 
@@ -474,10 +479,8 @@ def collect(
                 if isinstance(made, Exception):
                     failures.append(made)
                 elif made:
-                    rows |= read_rows(folder)  # another chapter may have trained the same run at the same time
-                    new = {row["key"]: row for row in made if row["key"] not in rows}
-                    write_rows(new.values(), path)  # a group's rows are written together, or it waits
-                    rows |= new
+                    write_rows(made, path)  # a group's rows are written together, or it waits
+                    rows |= read_rows(folder)
                     checkpoint_of(group).unlink(missing_ok=True)
                 told(group, made)
         if failures:

@@ -44,13 +44,18 @@ def held(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]
     for prefix, module in model.named_modules():
         for stored, parameter in module._parameters.items():
             attribute = stored.removesuffix("_orig")
-            if f"{attribute}_mask" not in module._buffers:
+            if mask_at(module, attribute) is None:
                 attribute = stored
             name = f"{prefix}.{attribute}".lstrip(".")
             if nn.parameter.is_lazy(parameter):
                 raise ValueError(f"{name} is lazy and has no shape yet: call model(x) once first.")
             if parameter is not None:
                 yield module, attribute, name, parameter
+
+
+def mask_at(module: nn.Module, attribute: str) -> Tensor | None:
+    """Return the mask that `torch.nn.utils.prune` holds of a parameter; a module may have a buffer of that name."""
+    return module._buffers.get(f"{attribute}_mask") if f"{attribute}_orig" in module._parameters else None
 
 
 def is_bias(name: str, parameter: Tensor) -> bool:
@@ -126,9 +131,9 @@ def prunable(
     found = {}
     for foreign, name, parameter in candidates:
         names = aliases[id(parameter)]
-        if name_of[id(parameter)] == name and (matches(names, only) if only is not None else not foreign):
-            if not matches(names, exclude):
-                found[name] = parameter
+        chosen, left_out = matches(names, only) if only is not None else not foreign, matches(names, exclude)
+        if name_of[id(parameter)] == name and chosen and not left_out:
+            found[name] = parameter
     if unused := [p for p in [*(only or ()), *exclude] if p not in used]:
         raise ValueError(
             f"No prunable parameter of {type(model).__name__} matches {', '.join(map(repr, unused))}: "
@@ -153,29 +158,48 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
+def true_float32(knobs: list) -> Iterator[None]:
+    """Compute in true float32 where `knobs` of `torch.backends` may say otherwise, and restore them."""
+    before = [knob.fp32_precision for knob in knobs]
+    try:
+        for knob in knobs:
+            knob.fp32_precision = "ieee"
+        yield
+    finally:
+        for knob, value in zip(knobs, before, strict=True):
+            knob.fp32_precision = "none"  # so that what is inherited stays so
+            if knob.fp32_precision != value:
+                knob.fp32_precision = value
+
+
+@contextlib.contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode for a while; each of its modules is then in its own mode again."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextlib.contextmanager
 def exact_arithmetic(model: nn.Module) -> Iterator[None]:
     """Switch autocast and reduced-precision products off and restore them, and the RNG state, afterwards."""
     backends = torch.backends
     knobs = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]  # TF32
     knobs += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]  # bfloat16 and TF32 on CPUs
-    before = [knob.fp32_precision for knob in knobs]
     devices = {p.device for p in model.parameters()}
-    try:
-        for knob in knobs:
-            knob.fp32_precision = "ieee"
-        with contextlib.ExitStack() as stack:
-            for kind in {"cpu", *(device.type for device in devices)}:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            if any("_orig_mod" in module._modules for module in model.modules()):
-                # Compiled graphs have no second derivatives, and are good for one backward pass.
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            yield
-    finally:
-        for knob, value in zip(knobs, before, strict=True):
-            knob.fp32_precision = value
+    with true_float32(knobs), contextlib.ExitStack() as stack:
+        for kind in {"cpu", *(device.type for device in devices)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if any("_orig_mod" in module._modules for module in model.modules()):
+            # Compiled graphs have no second derivatives, and are good for one backward pass.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def recompute(module: nn.Module, inputs: tuple = ()) -> None:
@@ -199,7 +223,7 @@ def remove_mask(model: nn.Module) -> nn.Module:
     is left in the model.
     """
     for module, attribute, _, _ in list(held(model)):
-        if f"{attribute}_mask" in module._buffers:
+        if mask_at(module, attribute) is not None:
             torch_prune.remove(module, attribute)
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
@@ -214,7 +238,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     results = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, Tensor) and not t.is_leaf]
     try:
         twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"The network is worked on as a copy, and copy.deepcopy refuses it: {error}") from error
     return remove_mask(twin)
 
@@ -243,6 +267,10 @@ def scoring_copy(model: nn.Module, *, dtype: torch.dtype, bn: str) -> nn.Module:
                 module.running_var = torch.ones(module.num_features).to(like)
             else:
                 module.reset_running_stats()
+        elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            module.train()  # its statistics are those of each example, as in training
+        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = False  # a sparse gradient has no place in a product with its weight
         elif isinstance(module, nn.RNNBase):
             module.train().dropout = 0.0  # cuDNN has a backward pass in training mode only
     return twin
@@ -258,11 +286,15 @@ class Trial(NamedTuple):
     y: Any
     loss: Loss
 
+    def input(self) -> Any:
+        """Return the batch anew: a network may change its input in place."""
+        return each_tensor(torch.clone, self.x)
+
     def output(self) -> Any:
         if isinstance(self.x, Tensor) and self.x.dim() and not len(self.x):
             raise ValueError(f"The scoring batch {shape_of(self.x)} is empty.")
         try:
-            return self.model(self.x)
+            return self.model(self.input())
         except Exception as error:
             alone = "Expected more than 1 value per channel" in str(error)  # batch norm's words
             remedy = "give x and y one by one" if isinstance(self.x, (tuple, list)) else ""
@@ -413,7 +445,7 @@ def loss_changes(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
     """
     with trial(model, x, y, **scoring) as t, torch.no_grad():
         for module in t.model.modules():  # statistics of the batch need no buffers, and vmap allows no update
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
                 module.running_mean = module.running_var = None
         t.value()  # refuses a bad batch with a sentence, before vmap can fail with its own
         changes = {}
@@ -424,7 +456,7 @@ def loss_changes(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
             def loss_without(j: Tensor, places=places, w=w, index=index) -> Tensor:
                 removed = torch.where(index == j, 0, w.flatten()).view_as(w)  # j = -1 removes nothing
                 replaced = dict.fromkeys(places, removed)
-                return t.loss(torch.func.functional_call(t.model, replaced, (t.x,), tie_weights=False), t.y)
+                return t.loss(torch.func.functional_call(t.model, replaced, (t.input(),), tie_weights=False), t.y)
 
             js = torch.cat([index.new_tensor([-1]), index])
             if any(isinstance(module, nn.RNNBase) for module in t.model.modules()):  # vmap has no rule for these

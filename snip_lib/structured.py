@@ -18,6 +18,7 @@ from .saliency import (
     NORMS,
     computed,
     connection_gradients,
+    evaluated,
     held,
     one_example,
     placed,
@@ -122,7 +123,7 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
                 name = min(written, key=list(known).index).removesuffix(".weight")
                 groups[name] = Units(len(group[0].idxs), written, read), group
     order = [name for name in name_of.values() if name in groups]
-    return twin, graph, {name: groups[name] for name in order}, f"{name_of[calls[0]]}.weight"
+    return twin, graph, {name: groups[name] for name in order}, f"{name_of[calls[0]]}.weight" if calls else ""
 
 
 def _traced(output: Any) -> list[Tensor]:
@@ -293,29 +294,27 @@ def measure(model: nn.Module, x: Tensor, *, repeats: int = 5) -> dict[str, float
     """
     if repeats < 1 or (isinstance(x, Tensor) and not len(x)):
         raise ValueError(f"A batch has 1 example or more, and repeats is 1 or more, not {shape_of(x)} and {repeats}.")
-    counts, took, before = [], [], {module: module.training for module in model.modules()}
+    counts, took = [], []
 
     def count(module: nn.Module, _, output: Tensor) -> None:
         counts.append(output[0].numel() * module.weight[0].numel())
 
     hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, LAYERS)]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluated(model):
             try:
-                model.eval()(x)
+                model(x)
             except Exception as error:
                 raise ValueError(f"The network refuses the batch {shape_of(x)}: {why(error, x)}") from error
             for hook in hooks:
                 hook.remove()
             for _ in range(repeats):
                 begun = time.perf_counter()
-                if model(x).is_cuda:
+                if tensors_of(model(x))[0].is_cuda:
                     torch.cuda.synchronize()
                 took.append(time.perf_counter() - begun)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in before.items():
-            module.training = training
     n = sum(p.numel() for p in model.parameters())
     return {"parameters": n, "multiply_adds": sum(counts), "seconds": min(took)}

@@ -47,7 +47,7 @@ from .models import BATCH_NORMS, MODELS
 from .paths import report
 from .prune import SCHEDULES, prune
 from .robustness import attacked
-from .saliency import is_bias, prunable
+from .saliency import evaluated, is_bias, prunable
 from .structured import measure, shrink
 
 CHECKPOINT_S = 45.0  # a killed run loses at most about this much work
@@ -154,11 +154,8 @@ def curve_points(steps: int) -> list[int]:
 
 def error_percent(model: nn.Module, x: Tensor, y: Tensor, *, chunk: int = 1000) -> float:
     """Return the share of examples whose highest output is not their label, in percent."""
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluated(model):
         wrong = sum((model(a).argmax(1) != b).sum() for a, b in zip(x.split(chunk), y.split(chunk), strict=True))
-    model.train(training)
     return 100 * wrong.item() / len(y)
 
 
@@ -563,7 +560,7 @@ def outcome(
     tested, validated = curve["test_error"] or [None], curve["val_error"] or [None]
     best = min(range(len(validated)), key=validated.__getitem__)
     last_five = [e for s, e in zip(curve["step"], curve["test_error"], strict=True) if s % 1000 == 0][-5:]
-    m = sum(p.numel() for p in prunable(model).values())
+    m = sum(part.numel() for part in (mask or prunable(model)).values())
     left = report(model.cpu(), mask, data.x_test[:1].cpu()).loc[list(mask)] if mask else None
     weights = left[[not is_bias(name, kept) for name, kept in mask.items()]] if mask else None
     return {
@@ -578,7 +575,7 @@ def outcome(
         "diverged_step": diverged_step,
         "steps_before_mask": run.delay,
         "curve": curve,
-        "n_prunable": sum(kept.numel() for kept in mask.values()) if mask else m,
+        "n_prunable": m,
         "kept": {name: int(kept.sum()) for name, kept in mask.items()} if mask else {},
         # Biases that reach an output live too, also where no path from an input does.
         "live_weights": int(weights["live"].sum()) if mask else None,

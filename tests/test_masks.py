@@ -125,6 +125,11 @@ def test_keeping_more_than_there_is_is_refused(n_keep):
         keep_top({"w": torch.ones(4)}, n_keep)
 
 
+def test_choosing_among_no_scores_is_refused():
+    with pytest.raises(ValueError, match="no scores"):
+        snip.keep_top({}, 0)
+
+
 def test_keeping_more_than_a_mask_left_is_refused():
     among = {"w": torch.tensor([True, False, True, False])}
     assert keep_top({"w": torch.zeros(4)}, 2, among=among)["w"].equal(among["w"])
@@ -222,6 +227,38 @@ def test_a_masked_model_computes_with_the_products_and_says_its_mask():
     assert torch.equal(model(x), by_hand(x))
     assert torch_prune.is_pruned(model)
     assert same(snip.mask_of(model), mask)
+
+
+class OwnMask(nn.Linear):
+    """A layer with a buffer of the name that torch gives its masks."""
+
+    def __init__(self):
+        super().__init__(6, 4)
+        self.register_buffer("weight_mask", torch.ones(4, 6))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.weight_mask, self.bias)
+
+
+def test_a_mask_of_a_modules_own_is_not_taken_for_torchs():
+    model, x, y = nn.Sequential(OwnMask()), torch.randn(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    plain = nn.Sequential(nn.Linear(6, 4))
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if "mask" not in n})
+    mask, expected = (snip.prune(m, x, y, sparsity=0.5) for m in (model, plain))  # and warns of no mask
+    assert all(torch.equal(mask[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="has no mask"):
+        snip.mask_of(model)
+    with pytest.raises(ValueError, match="0.weight has a weight_mask of its own"):
+        snip.apply_mask(model, mask)
+    assert model[0].weight_mask.all() and not any(model[0]._forward_pre_hooks)
+
+
+def test_what_is_removed_is_zero_whatever_it_was():
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight[:] = torch.tensor([[torch.inf, 2.0]])
+    snip.apply_mask(model, {"weight": torch.tensor([[False, True]]), "bias": torch.tensor([True])})
+    assert model.weight_orig.tolist() == [[0.0, 2.0]] and torch.isfinite(model(torch.ones(1, 2))).all()
 
 
 def test_what_torch_masks_is_read_and_what_is_removed_is_plain():
@@ -677,20 +714,80 @@ class Difference(nn.Module):
         return self.head(torch.relu(self.a(x) - 2 * self.b(x)))
 
 
+class Between(nn.Module):
+    """Two layers with something between them."""
+
+    def __init__(self, between, units=6):
+        super().__init__()
+        self.a, self.between, self.head = nn.Linear(4, 6), between, nn.Linear(units, 2)
+
+    def forward(self, x):
+        return self.head(self.between(self.a(x)))
+
+
 @pytest.mark.parametrize(
     "make",
     [
         Difference,
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (1, 6)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(3, 2)),
         lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 2)),
+        lambda: Between(lambda h: h.view(-1, 3, 2).amax(2), 3),
+        lambda: Between(lambda h: h.view(-1, 3, 2).max(dim=2).values, 3),
+        lambda: Between(lambda h: torch.max(h[:, :3], h[:, 3:]), 3),
+        lambda: Between(lambda h: torch.minimum(h[:, :3], h[:, 3:]), 3),
+        lambda: Between(lambda h: h.clamp(0, 0.01)),
+        lambda: Between(lambda h: h.clamp(max=0)),
+        lambda: Between(lambda h: nn.functional.threshold(h, 0.9, 0.0)),
+        lambda: Between(lambda h: nn.functional.softshrink(nn.functional.hardshrink(h, 9.0), 9.0)),
+        lambda: Between(torch.sign),
     ],
-    ids=["rectifier", "maximum", "batch norm of one example"],
+    ids=["rectifier", "maximum", "batch norm of one example", "amax", "max of a dimension", "max of two", "minimum"]
+    + ["clamp", "clamp from above", "threshold", "shrinkage", "sign"],
 )
 def test_nothing_between_two_layers_hides_a_path(make):
     model = make()
     mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in snip.prunable(model).items()}
     live = snip.on_live_path(model, mask, torch.ones(1, 4))
     assert all(live[name].all() for name in mask)
+
+
+class Attending(nn.Module):
+    """Attention and what reads it."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, bias=bias, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bias_of_attention_is_no_path(bias):
+    model = Attending(bias)
+    mask = {
+        n: torch.full_like(p, n != "attention.in_proj_weight", dtype=torch.bool)
+        for n, p in snip.prunable(model).items()
+    }
+    live = snip.on_live_path(model, mask, torch.ones(1, 5, 8))
+    assert not any(kept.any() for name, kept in live.items() if "weight" in name)
+
+
+def test_a_scale_that_is_removed_cuts_its_paths():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.scale, self.head = nn.Linear(4, 6), nn.Parameter(torch.ones(6)), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.scale * self.a(x))
+
+    model = Scaled()
+    mask = {n: torch.ones_like(p, dtype=torch.bool) for n, p in snip.prunable(model, only="*").items()}
+    mask["scale"][:2] = False
+    live = snip.on_live_path(model, mask, torch.ones(1, 4))
+    assert not live["a.weight"][:2].any() and not live["head.weight"][:, :2].any()
+    assert live["a.weight"][2:].all() and live["head.weight"][:, 2:].all() and torch.equal(live["scale"], mask["scale"])
 
 
 def test_paths_do_not_fade_or_overflow_in_a_deep_net():

@@ -280,8 +280,11 @@ def test_rows_with_one_mean_image_hold_it_once(tmp_path):
 
 
 def test_a_key_occurs_once_in_the_whole_folder(tmp_path):
-    write_rows([a_row(SMALL)], tmp_path / "a.jsonl")
-    write_rows([a_row(SMALL)], tmp_path / "b.jsonl")
+    row, other = a_row(SMALL), a_row(dataclasses.replace(SMALL, seed=1))
+    write_rows([row], tmp_path / "a.jsonl")
+    write_rows([row, other], tmp_path / "b.jsonl")
+    assert len(read_rows(tmp_path)) == 2 and len((tmp_path / "b.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "b.jsonl").write_text((tmp_path / "a.jsonl").read_text())
     with pytest.raises(ValueError, match=r"b.jsonl, line 1 repeats the key .* of .*a.jsonl, line 1"):
         read_rows(tmp_path)
 
@@ -331,8 +334,8 @@ def test_a_writer_that_never_lets_go_is_named(tmp_path, monkeypatch):
     path = tmp_path / "chapter.jsonl"
     write_rows([a_row(SMALL)], path)
     monkeypatch.setattr(runs, "LOCK_WAIT_S", 0.2)
-    with runs.FileLock(path.with_suffix(".lock")):
-        with pytest.raises(RuntimeError, match=rf"process {os.getpid()} on .* has been writing .*chapter.jsonl"):
+    with runs.FileLock(path.with_name("rows.lock")):
+        with pytest.raises(RuntimeError, match=rf"process {os.getpid()} on .* has kept .*chapter.jsonl locked"):
             write_rows([a_row(dataclasses.replace(SMALL, seed=1))], path)
     write_rows([a_row(dataclasses.replace(SMALL, seed=1))], path)
     assert len(read_rows(tmp_path)) == 2
@@ -405,6 +408,14 @@ def test_rows_say_everything_about_where_they_come_from(folders):
     assert row["key"] == SMALL.key and row["steps"] == 40
     assert row[["commit", "dirty", "library", "torch", "device", "time", "seconds", "replicas"]].notna().all()
     assert len((folders / "results/chapter.jsonl").read_text()) < 2000
+
+
+def test_a_row_names_the_code_that_was_there_when_its_run_began(folders, monkeypatch):
+    """A library that is edited during a run did not make its row."""
+    state = {"commit": "before"}
+    monkeypatch.setattr(runs, "provenance", lambda: dict(state))
+    monkeypatch.setattr(runs, "train", lambda *_, **__: state.update(commit="after") or {"curve": {}})
+    assert runs.make_rows([SMALL])[0]["commit"] == "before"
 
 
 def test_no_run_starts_after_the_budget_is_spent(folders, capsys):

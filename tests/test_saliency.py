@@ -432,6 +432,8 @@ def test_a_network_may_change_its_input_in_place_and_keep_a_state():
         g = connection_gradients(model, x, y, **F64)
         assert torch.equal(x, before) and all(torch.equal(g[f"net.{n}"], e) for n, e in expected.items())
         model(x.clone())  # leaves a state that is computed, and that deepcopy would refuse
+    changes, expected = (loss_changes(m, x * by, y, **F64) for m, by in ((Stateful(), 1), (mlp(), 2)))
+    assert all(torch.allclose(changes[f"net.{n}"], e, atol=1e-12) for n, e in expected.items())
 
 
 def test_magnitude_is_the_absolute_weight_and_needs_no_data():
@@ -723,6 +725,30 @@ def test_fresh_statistics_hold_for_batch_norm_that_tracks_none():
     assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "exact"])
+def test_instance_norm_uses_the_statistics_of_each_example_as_in_training(method):
+    def build(track):
+        torch.manual_seed(0)
+        norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=track)
+        return nn.Sequential(nn.Conv1d(2, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+
+    x, y = torch.randn(5, 2, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    a, b = (CRITERIA[method](build(track), x, y, **F64) for track in (False, True))
+    assert torch.equal(flat(a), flat(b))
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "obd", "obd_fisher"])
+def test_an_embedding_with_sparse_gradients_scores_as_one_without(method):
+    def build(sparse):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(7, 4, sparse=sparse), nn.Flatten(), nn.Linear(12, 3))
+
+    x, y = torch.randint(0, 7, (5, 3)), torch.tensor([0, 1, 2, 0, 1])
+    model = build(True)
+    a, b = (CRITERIA[method](m, x, y, only="*", **F64) for m in (build(False), model))
+    assert torch.equal(flat(a), flat(b)) and model[0].sparse
+
+
 def test_dropout_between_recurrent_layers_is_off_as_all_dropout_is():
     torch.manual_seed(0)
     model, (x, y) = Recurrent(lambda a, b, batch_first: nn.LSTM(a, b, 2, batch_first=batch_first)), batch(8, (6, 4))
@@ -808,6 +834,21 @@ def test_reduced_precision_is_off_while_scoring_and_restored_after_an_error():
     finally:
         for knob, value in zip(knobs, before, strict=True):
             knob.fp32_precision = value
+
+
+def test_a_precision_that_is_inherited_is_inherited_after_scoring():
+    matmul, whole = torch.backends.mkldnn.matmul, torch.backends.fp32_precision
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "none"
+        with exact_arithmetic(mlp()):
+            assert matmul.fp32_precision == "ieee"
+        for precision in ("ieee", "tf32"):
+            torch.backends.fp32_precision = precision
+            assert matmul.fp32_precision == precision
+    finally:
+        torch.backends.fp32_precision = whole
+        matmul.fp32_precision = before
 
 
 def test_a_half_precision_model_is_scored_in_float32():
@@ -925,6 +966,7 @@ class Scaled(nn.Module):
         ({"only": "head"}, ["head.weight", "head.bias"]),
         ({"only": "*", "exclude": "head.bias"}, ["kernel", "head.weight"]),
         ({"exclude": ["*.bias"]}, ["head.weight"]),
+        ({"only": "kernel", "exclude": "head"}, ["kernel"]),
     ],
 )
 def test_only_and_exclude_choose_by_name(choice, expected):
