@@ -563,12 +563,18 @@ WITHOUT_ROWS = {
 }
 
 
+# A cell that calls one of these shows numbers of rows, each with its keys; other tables may be live.
+OF_ROWS = re.compile(
+    r"(claims\.(\w+_table|learning_rates)|tables\.(cost|error|group|layer|length|rate|reporting)_table)\("
+)
+
+
 def complaints(notebook, rows, printed):
     """Return what is wrong with the numbers in the tables of a chapter: one sentence each."""
     found = []
     for cell in notebook.cells:
         outputs = [output.get("data", {}) for output in cell.get("outputs", ())]
-        makes = re.search(r"claims\.(\w+_table|learning_rates)\(", cell.source)
+        makes = OF_ROWS.search(cell.source)
         makes = makes or "tables.table(" in cell.source and not any(MIME in data for data in outputs)
         for data in outputs:
             if MIME not in data:
