@@ -384,9 +384,10 @@ def length_table(few: pd.DataFrame, many: pd.DataFrame) -> Table:
 def layer_table(rows: pd.DataFrame) -> Table:
     """Return, by sparsity, the mean number of weights kept per layer, of all biases, and the effective sparsity.
 
-    And the mean number of dead units, those to which no live connection leads, if every row tells it.
+    And the mean number of dead units, those to which no live connection leads, if every row tells it. Many layers go
+    from top to bottom, and the sparsities from left to right.
     """
-    lines = []
+    lines, weights = [], []
     for sparsity, group in rows[rows["sparsity"] > 0].groupby("sparsity"):
         kept = pd.DataFrame(list(group["kept"]))
         weights = [name for name in kept if name.endswith("weight")]
@@ -398,7 +399,12 @@ def layer_table(rows: pd.DataFrame) -> Table:
         if "dead_units" in rows and rows.loc[rows["sparsity"] > 0, "dead_units"].notna().all():
             line["dead units"] = cell(digits(group["dead_units"].astype(float).mean(), 0), "mean dead_units", group)
         lines.append({"sparsity %": f"{100 * sparsity:g}"} | line)
-    return table(lines, "sparsity %") if lines else Table(columns=["effective sparsity %"]).rename_axis("sparsity %")
+    if not lines:
+        return Table(columns=["effective sparsity %"]).rename_axis("sparsity %")
+    shown = table(lines, "sparsity %")
+    if len(weights) <= 8:  # as many columns as a page is wide
+        return shown
+    return shown.T.rename_axis(index="layer", columns=None).add_suffix(" %")
 
 
 def cost_table(rows: pd.DataFrame) -> Table:

@@ -440,6 +440,9 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
     one, two = frame[frame["key"].isin([r.key for r in runs])], frame[frame["rounds"] == 7]
     longer = pd.DataFrame(made([dataclasses.replace(r, steps=999) for r in runs if r.seed < 4], failed=[2]))
     by_key |= {row["key"]: row for row in longer.to_dict("records")}
+    deep = pd.DataFrame(made([dataclasses.replace(r, steps=998) for r in runs if r.seed < 2]))
+    deep["kept"] = [{f"{layer}.weight": 7 * layer + i for layer in range(9)} for i in range(len(deep))]
+    by_key |= {row["key"]: row for row in deep.to_dict("records")}
     methods = {"one": one[one["sparsity"] > 0], "two": two, "none": one.iloc[:0]}
     names = ("model", "dataset", "method", "sparsity", "quantity", "value", "sd")
     printed = [
@@ -460,6 +463,7 @@ def test_every_cell_of_every_kind_of_table_is_what_made_rows_give():
         "lengths": tables.length_table(one, longer),
         "reports": tables.reporting_table(one),
         "layers": tables.layer_table(one),
+        "many layers": tables.layer_table(deep),
         "cost": tables.cost_table(frame),
         "times": tables.time_table({"both": frame, "masks": frame[frame["steps"] == 0], "none": one.iloc[:0]}),
         "by sparsity": tables.by_sparsity(methods),
