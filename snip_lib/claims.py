@@ -928,7 +928,7 @@ def _beside_other_masks() -> str:
     """Return in a line how SNIP's errors stand to those of other masks of untrained networks, in `_ways`."""
     others = {"shuffled": {"control": "shuffle"}, "magnitude": {"method": "magnitude"}, "GraSP": {"method": "grasp"}}
     parts, seeds, lines = [], [], list(_ways(BEFORE | others))  # which reads every row
-    asked = {"at random": "random masks", "shuffled": "its own shuffled within their layers"}
+    asked = {"at random": "random masks", "shuffled": "SNIP's own masks, shuffled within their layers"}
     asked |= {"magnitude": "those of the largest weights", "GraSP": "GraSP's", "SynFlow": "SynFlow's (no example seen)"}
     for way, words in asked.items():
         gaps = [gap for _, _, rows in lines if len(gap := paired(rows["SNIP"], rows[way])) > 1]
@@ -936,7 +936,7 @@ def _beside_other_masks() -> str:
         below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
         told = {"lower": below, "higher": above, "not told apart": len(ends) - below - above}
         standing = ", ".join(f"{word} in {n}" for word, n in told.items() if n) + f" of {counted(len(ends), 'place')}"
-        by = f" ({digits(min(means))} to {digits(max(means))} points)" if gaps else ""
+        by = f" ({min(means):+.2f} to {max(means):+.2f} points)" if gaps else ""
         parts.append(f"than with {words}: {standing}{by}" if gaps else f"than with {words}: not run yet")
         seeds += map(len, gaps)
     n = f"n = {min(seeds)} to {max(seeds)}" if seeds else "no seed yet"

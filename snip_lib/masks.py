@@ -201,7 +201,8 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     of them may be called by itself: deep nesting costs time in small batches.
 
     Raises:
-        ValueError: names or shapes that do not fit, or a mask that wants removed connections back.
+        ValueError: names or shapes that do not fit, a module's own buffer where torch keeps a mask, or a mask that
+            wants removed connections back.
     """
     parameters = named(model, mask)
     name_of = {id(p): name for name, p in parameters.items()}

@@ -66,9 +66,9 @@ def accumulated(
 ) -> Scores:
     """Score several batches as one (Section 4.2: "accumulate ... or take an exponential moving average").
 
-    "sum_then_abs": |sum g|, as if the batches were one (batch norm apart); "abs_then_sum": the sum of
-    s = |g| / sum |g|, each batch's own (Eq. 6); "moving_average": s <- 0.9 s + 0.1 of that, so
-    that later batches count more.
+    "sum_then_abs": |sum g|, as if the batches were one (batch norm apart); "abs_then_sum": the sum
+    of each batch's own scores (SNIP's: |g| / sum |g|, Eq. 6); "moving_average": s <- 0.9 s + 0.1 of the next batch's,
+    from the first batch's on.
     """
     before_abs = signed.get(method) if accumulate == "sum_then_abs" else None
     criterion, total = before_abs or criteria[method], None
@@ -151,7 +151,7 @@ def prune(
 
     Raises:
         ValueError: an argument that is none of these; no prunable parameter; a batch that does not fit; a
-            loss or score that is not finite; with ``on_collapse="raise"``, a weight removed whole.
+            loss or score that is not finite; with ``on_collapse="raise"``, a weight removed whole or every score 0.
         TypeError: `model` is no module. ImportError: `structured`, and Torch-Pruning is not installed.
     """
     for name, value, known in (

@@ -247,7 +247,8 @@ def scoring_copy(model: nn.Module, *, dtype: torch.dtype, bn: str) -> nn.Module:
     """Copy `model` for scoring, so that the original stays exactly as it was.
 
     ``bn="batch"``: batch norm uses the statistics of the scoring batch, as in training.
-    ``bn="fresh"``: batch norm is in inference mode with mean 0 and variance 1. Dropout is off.
+    ``bn="fresh"``: batch norm is in inference mode with mean 0 and variance 1. Instance norm takes each example's own
+    statistics either way. Dropout is off.
 
     Raises:
         ValueError: another `bn`, or a dtype that is neither float32 nor float64.
