@@ -840,10 +840,10 @@ def test_a_precision_that_is_inherited_is_inherited_after_scoring():
     matmul, whole = torch.backends.mkldnn.matmul, torch.backends.fp32_precision
     before = matmul.fp32_precision
     try:
-        matmul.fp32_precision = "none"
+        matmul.fp32_precision, torch.backends.fp32_precision = "none", "tf32"
         with exact_arithmetic(mlp()):
             assert matmul.fp32_precision == "ieee"
-        for precision in ("ieee", "tf32"):
+        for precision in ("tf32", "ieee"):
             torch.backends.fp32_precision = precision
             assert matmul.fp32_precision == precision
     finally:
