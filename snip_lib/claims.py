@@ -251,7 +251,7 @@ def _rate(model: str, dataset: str, profile: str, find: Callable) -> float:
 # Rows that were there when a criterion about a single group of runs was written do not judge it.
 SINCE = {"C13": "2026-11-21T09:55:24Z", "C44": "2026-11-21T15:17:00Z"}
 SINCE |= dict.fromkeys(("S8", "S9"), "2026-11-27T09:03:12Z") | dict.fromkeys(("C53", "C54"), "2026-11-27T09:18:26Z")
-SINCE |= {"C55": "2026-11-27T13:23:19Z", "C60": "2026-11-27T20:09:30Z"}
+SINCE |= {"C55": "2026-11-27T13:23:19Z", "C60": "2026-11-27T20:09:30Z", "S12": "2026-11-28T04:57:24Z"}
 
 
 def tests_of(line: pd.Series, profile: str, find: Callable) -> list[Test]:
