@@ -860,23 +860,29 @@ def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
 PRUNED_BY = {"method=magnitude": "by magnitude", "method=obd_gauss_newton": "by the Hessian"}
 
 
+MODERN = "Do modern networks stay within {margin} points of their dense ones?"
+
+
 def _questions(judged: list[Verdict]) -> list[str]:
-    """Return three questions about kinds of claims, a line each, with the answer for each network."""
+    """Return questions about kinds of claims, a line each, with the answer for each network."""
     lines = criteria()
     asked = [
-        ("03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
-        ("04_modern_architectures", "no_loss", "Do modern networks stay within {margin} points of their dense ones?"),
-        ("09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
+        (False, "03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
+        (False, "04_modern_architectures", "no_loss", MODERN),
+        (False, "09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
+        (True, "09_snip_it", "better", "Do small steps in the course of training do better than before it?"),
     ]
     order = ("yes", "in", "no", "undecided", "one", "too", "not", "other")  # first words of `_standing`
     questions = []
-    for chapter, kind, question in asked:
+    for meanwhile, chapter, kind, question in asked:
         found = lines[(lines["chapter"] == chapter) & (lines["kind"] == kind)]
-        found = found[~found["fields"].str.contains("delay=")]  # in the course of training: another question
+        delay = found["fields"].str.extract(r"\bdelay=(\d+)", expand=False)  # the step before the first mask
+        found = found[delay.notna() == meanwhile]
         by_standing: dict[tuple[str, str], list[str]] = {}
         of = [v for v in judged if v.claim in found.index and v.reason != "replaced"]
         for v in sorted(of, key=lambda v: order.index(_standing(v).split()[0])):
             about = ["whole units"] if "structured=true" in found.loc[v.claim, "fields"] else []
+            about += [f"from step {int(delay[v.claim]):,} of {DEFAULTS['steps']:,} on"] if meanwhile else []
             about += [PRUNED_BY[part] for part in found.loc[v.claim, "against"].split() if part in PRUNED_BY]
             most = max((test.n for test in v.tests), default=0)
             about += [f"n = {v.n}{f' to {most}' if most > v.n else ''}"] if v.n > 1 else []

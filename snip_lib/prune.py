@@ -66,9 +66,10 @@ def accumulated(
 ) -> Scores:
     """Score several batches as one (Section 4.2: "accumulate ... or take an exponential moving average").
 
-    "sum_then_abs": |sum g|, as if the batches were one (batch norm apart); "abs_then_sum": the sum
-    of each batch's own scores (SNIP's: |g| / sum |g|, Eq. 6); "moving_average": s <- 0.9 s + 0.1 of the next batch's,
-    from the first batch's on.
+    "sum_then_abs": |sum g|, as if the batches were one (batch norm apart), for the criteria that are the absolute value
+    of a derivative or a change (`SIGNED`), and "abs_then_sum" for the others; "abs_then_sum": the sum of each batch's
+    own scores (SNIP's: |g| / sum |g|, Eq. 6); "moving_average": s <- 0.9 s + 0.1 of the next batch's, from the first
+    batch's on.
     """
     before_abs = signed.get(method) if accumulate == "sum_then_abs" else None
     criterion, total = before_abs or criteria[method], None

@@ -431,10 +431,14 @@ def connection_gradients(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
         return {name: (w * grad).detach() for (name, w), grad in zip(t.weights.items(), grads, strict=True)}
 
 
-def snip(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
-    """Return the connection sensitivity s = |g| / sum |g| (Eq. 6); `scoring` as in `trial`."""
-    scores = {name: g.abs() for name, g in connection_gradients(model, x, y, **scoring).items()}
-    total = sum(s.sum() for s in scores.values())
+def snip(model: nn.Module, x: Any, y: Any, *, mask: dict[str, Tensor] | None = None, **scoring) -> Scores:
+    """Return the connection sensitivity s = |g| / sum |g| (Eq. 6); `scoring` as in `trial`.
+
+    The sum goes over the connections that `mask` keeps: how much a batch counts beside others does not hang on
+    what was removed, whose g is not 0.
+    """
+    scores = {name: g.abs() for name, g in connection_gradients(model, x, y, mask=mask, **scoring).items()}
+    total = sum((s if mask is None else s * mask[name].to(s.device)).sum() for name, s in scores.items())
     return {name: s / total for name, s in scores.items()} if total > 0 else scores
 
 

@@ -245,14 +245,23 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
 
     Raises:
         ValueError: a mask or an example that does not fit, or a network whose operations mix units in a way
-            that was not seen: the outputs for `x`, in evaluation mode, are compared. ImportError: no Torch-Pruning.
+            that was not seen: the outputs for `x` and for a random batch like it, in evaluation mode, are compared,
+            to the square root of the precision. ImportError: no Torch-Pruning.
     """
     mask = mask_of(model) if mask is None else mask
     twin, graph, groups, _ = _follow(apply_mask(plain_copy(model), mask), x)
     like = next(twin.parameters())
     x = placed(x, like.device, like.dtype)
-    with torch.no_grad():
-        before = tensors_of(twin(x))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(x.shape, generator=generator) if x.is_floating_point() else torch.zeros(x.shape)
+    order = torch.randperm(x.numel(), generator=generator).to(x.device)
+    examples = [x, x.flatten()[order].view_as(x) + drawn.to(x)]  # tokens are only shuffled
+
+    def outputs() -> list[Tensor]:
+        with torch.no_grad():
+            return [t for example in examples for t in tensors_of(twin(example.clone()))]
+
+    before = outputs()
     if not all(t.numel() and torch.isfinite(t).all() for t in before):
         raise ValueError(f"For the example {shape_of(x)} the network has no output, or one that is not finite.")
     trained = {name: p.requires_grad for _, _, name, p in held(model)}
@@ -263,8 +272,7 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
             if not kept.all():
                 root = groups[name][1][0].dep
                 graph.get_pruning_group(root.target.module, root.handler, (~kept).nonzero().flatten().tolist()).prune()
-        with torch.no_grad():
-            after = tensors_of(twin(x))
+        after = outputs()
         same = all(
             a.shape == b.shape and bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
             for a, b in zip(before, after, strict=True)

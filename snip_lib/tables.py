@@ -246,12 +246,12 @@ def moved_percent(ours: pd.DataFrame, theirs: pd.DataFrame) -> Cell | str:
 
 
 def scoring_in_steps(rows: pd.DataFrame) -> Cell | str:
-    """Return how many training steps of the same run one scoring takes, the median; "not run yet" of no row."""
+    """Return how many training steps of the same run all its scorings take, the median; "not run yet" of no row."""
     if not len(rows):
         return "not run yet"
     a_step = (rows["seconds"] - rows["scoring_seconds"]) / rows["steps"]
-    steps = (rows["scoring_seconds"] / rows["rounds"] / a_step).astype(float).median()
-    return cell(digits(steps, 1), "median steps a scoring", rows)
+    steps = (rows["scoring_seconds"] / a_step).astype(float).median()
+    return cell(digits(steps, 0), "median steps of scoring", rows)
 
 
 def seeds_to_draw(rows: pd.DataFrame, printed: float, field: str = "test_error") -> Cell | str:
@@ -494,7 +494,8 @@ def by_sparsity(groups: dict[str, pd.DataFrame], field: str = "test_error") -> T
 def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> Table:
     """Return, by sparsity, the difference of test error between two groups, in points, paired by seed, for each pair.
 
-    The mean with its 95 % interval; a run that failed counts with the error that it ended with.
+    The mean with its 95 % interval, and (the number of seeds); a run that failed counts with the error that it ended
+    with.
     """
     lines, pairs = [], list(pairs)
     for sparsity in _sparsities({name: groups[name] for pair in pairs for name in pair}):
@@ -502,16 +503,27 @@ def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> 
         for ours, theirs in pairs:
             a, b = (groups[name][groups[name]["sparsity"] == sparsity] for name in (ours, theirs))
             found = difference(a, b)
-            line[f"{ours} − {theirs}"] = found if found != "–" else "not run yet"
+            n = cell(f"({len(paired(a, b))})", "pairs", *found.keys)
+            line[f"{ours} − {theirs}"] = both(found, n) if found != "–" else "not run yet"
         lines.append(line)
     names = [f"{ours} − {theirs}" for ours, theirs in pairs]
     return table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
 
 
 def where_lower(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
-    """Return at which sparsities our test error is lower, with the whole interval of the paired difference below 0."""
-    at = {s: (ours[ours["sparsity"] == s], theirs[theirs["sparsity"] == s]) for s in sorted(set(ours["sparsity"]))}
-    return ", ".join(f"{100 * s:g} %" for s, groups in at.items() if interval(paired(*groups))[2] < 0) or "none"
+    """Return at which sparsities our test error is lower than theirs, at which higher, and at which neither.
+
+    It is where the whole interval of the difference, paired by seed, lies on that side of 0; by how many points is
+    its mean. Sparsities with fewer than two pairs are left out.
+    """
+    found: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
+    for s in sorted(set(ours["sparsity"]) & set(theirs["sparsity"])):
+        mean, low, high = interval(paired(ours[ours["sparsity"] == s], theirs[theirs["sparsity"] == s]))
+        if not math.isnan(low):
+            how = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+            points = "" if how == "not told apart" else f" (by {digits(abs(mean))} points)"
+            found[how].append(f"{100 * s:g} %{points}")
+    return "; ".join(f"{how} at {', '.join(places)}" for how, places in found.items() if places) or "not run yet"
 
 
 def _sparsities(groups: dict[str, pd.DataFrame]) -> list[float]:
@@ -629,8 +641,9 @@ def attack_table(groups: dict[str, pd.DataFrame], norm: str) -> Table:
     """Return the accuracy under attack in percent, by group and radius: mean [95 % interval] over the seeds.
 
     Of the test images of `robustness.attacked` that the network gets right; "right %" are these, of all that were
-    drawn. Runs that diverged are left out and counted, for a network that only guesses cannot be misled; rows of
-    another attack than `robustness.ATTACK` are left out. At the last radius stands what gradients alone leave.
+    drawn (mean ± sample sd). Runs that diverged are left out and counted, for a network that only guesses cannot be
+    misled; rows of another attack than `robustness.ATTACK` are left out. At the last radius stands what gradients
+    alone leave.
     """
     *radii, last = (f"{eps:g}" for eps in RADII[norm])
     shown = {eps: f"attacked_{norm}_{eps}" for eps in radii} | {f"{last}, gradients alone": f"gradients_{norm}_{last}"}
@@ -640,9 +653,10 @@ def attack_table(groups: dict[str, pd.DataFrame], norm: str) -> Table:
         whole = settled(rows)
         line = {"method": name, "n": cell(str(len(whole)), "count", whole) if len(rows) else "not run yet"}
         line["diverged"] = cell(str(int(rows["diverged"].sum())), "diverged", rows) if len(rows) else ""
-        right = 100 * (whole["attacked_right"] / whole["attacked_images"]).mean() if len(whole) else 0
-        how = "mean percent attacked_right of attacked_images"
-        line["right %"] = cell(digits(right, 1), how, whole) if len(whole) else ""
+        right = 100 * whole["attacked_right"].astype(float) / whole["attacked_images"] if len(whole) else ()
+        told = [digits(value, 1) for value in (right.mean(), right.std())[: len(right)]] if len(right) else []
+        how = "mean ± sd percent attacked_right of attacked_images"
+        line["right %"] = cell(" ± ".join(told), how, whole) if told else ""
         for title, field in shown.items():
             values = whole[field].astype(float).dropna() if len(whole) else []
             line[title] = estimate(values, f"mean and interval {field}", whole, sign="") if len(values) else ""

@@ -237,9 +237,11 @@ def test_lines_have_colours_of_their_own_that_stand_out_on_white():
 def test_an_error_is_lower_where_the_whole_interval_of_the_difference_is():
     theirs = pd.DataFrame([{"sparsity": s, "seed": i, "test_error": 5.0} for s in (0.9, 0.95, 0.99) for i in range(3)])
     ours = theirs.assign(test_error=[4.0, 4.1, 3.9, 4.0, 6.0, 3.0, 4.0, 4.1, 3.9])
-    assert tables.where_lower(ours, theirs) == "90 %, 99 %"
-    assert tables.where_lower(ours, theirs[:7]) == "90 %"  # one pair alone tells nothing
-    assert tables.where_lower(theirs, ours) == tables.where_lower(ours[:0], theirs) == "none"
+    apart = "not told apart at 95 %"
+    assert tables.where_lower(ours, theirs) == f"lower at 90 % (by 1.00 points), 99 % (by 1.00 points); {apart}"
+    assert tables.where_lower(ours, theirs[:7]) == f"lower at 90 % (by 1.00 points); {apart}"  # one pair tells nothing
+    assert tables.where_lower(theirs, ours) == f"higher at 90 % (by 1.00 points), 99 % (by 1.00 points); {apart}"
+    assert tables.where_lower(ours[:0], theirs) == "not run yet"
 
 
 def test_what_is_said_of_rows_carries_their_keys_and_how_it_was_computed():

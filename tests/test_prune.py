@@ -137,6 +137,17 @@ def test_each_way_to_accumulate_is_its_formula():
         assert torch.allclose(got, value, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("accumulate", ["sum_then_abs", "abs_then_sum", "moving_average"])
+def test_what_a_mask_removed_does_not_weigh_the_batches(accumulate):
+    model, batches, options = net(), [batch(seed=s) for s in range(3)], {"accumulate": accumulate, **F64}
+    first = snip.prune(model, batches=batches, sparsity=0.6, **options)
+    second = snip.prune(model, batches=batches, sparsity=0.9, within=first, **options)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.mul_(first[name])
+    assert torch.equal(flat(second), flat(snip.prune(model, batches=batches, sparsity=0.9, **options)))
+
+
 def test_exact_changes_too_add_up_before_the_absolute_value():
     model, batches = net(), [batch(seed=s) for s in range(2)]
     changes = [flat(loss_changes(model, x, y, **F64)) for x, y in batches]

@@ -264,6 +264,8 @@ def recomputed(how, groups, printed=()):
             return [(sum(row["diverged"] for row in rows), 0)]
         case ["fewest", "seeds"]:
             return [(fewest(groups), 0)]
+        case ["mean", "±", "sd", "percent", part, "of", whole]:
+            return [(v, 1) for v in mean_sd([100 * row[part] / row[whole] for row in rows])]
         case ["mean", "±", "sd", *whose, _]:
             assert whose == ["of", "all"] or not any(row["diverged"] for row in rows)
             return [(v, places) for v in mean_sd(values)] if values and len(values) == len(rows) else "–"
@@ -272,11 +274,10 @@ def recomputed(how, groups, printed=()):
             return [(v, places) for v in mean_interval(gaps, -most, most)]
         case ["failed"]:
             return [(sum(row["diverged"] or cut_off(row) for row in rows), 0)]
-        case ["median", "steps", "a", "scoring"]:
+        case ["median", "steps", "of", "scoring"]:
             scoring = [row["scoring_seconds"] for row in rows]
             a_step = [(row["seconds"] - s) / row["steps"] for row, s in zip(rows, scoring, strict=True)]
-            rounds = [row.get("rounds", 1) for row in rows]
-            return [(np.median(np.array(scoring) / rounds / a_step), 1)]
+            return [(np.median(np.array(scoring) / a_step), 0)]
         case ["mean", "and", "interval", "test_error" | "train_loss"] if len(values) < len(rows):
             return "–"  # a run without a finite one has no place in a mean, and none is left out
         case ["mean", "and", "interval", _]:
@@ -287,8 +288,6 @@ def recomputed(how, groups, printed=()):
             return [(np.mean([sum(n for k, n in r["kept"].items() if k.endswith("bias")) for r in rows]), 0)]
         case ["mean", "kept", layer]:
             return [(np.mean([row["kept"][layer] for row in rows]), 0)]
-        case ["mean", "percent", part, "of", whole]:
-            return [(100 * np.mean([row[part] / row[whole] for row in rows]), 1)]
         case ["mean", "percent", _]:
             return [100 * np.mean(values)]
         case ["mean" | "median" | "smallest" | "largest" as which, _]:

@@ -455,6 +455,29 @@ def logits(output, y):
     return F.cross_entropy(output["logits"] if isinstance(output, dict) else output, y)
 
 
+class Sorting(Mixing):
+    """A network that mixes units, though not for a blank image: for that one they are sorted already."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.a.bias.zero_()
+            self.b.weight.mul_(10)
+            self.b.bias.copy_(torch.linspace(1, 2, 9))
+            self.c.weight.copy_(self.c.weight[:, :1])
+
+    def forward(self, x):
+        return self.c(self.b(torch.relu(self.a(x.flatten(1)))).sort(1).values)
+
+
+def test_another_example_than_the_given_is_compared():
+    torch.manual_seed(0)
+    model, (x, y) = Sorting(), images()
+    mask = snip.prune(model, torch.zeros_like(x), y, sparsity=0.5, structured=True)
+    with pytest.raises(ValueError, match="Sorting cannot be made small"):
+        shrink(model, mask, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("make", [Fixed, Mixing, Penalised])
 def test_a_network_that_cannot_be_made_small_is_refused(make):
     torch.manual_seed(0)
