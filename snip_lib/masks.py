@@ -7,6 +7,7 @@ weights before all biases, each in module order. Read `prune.py` next.
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from numbers import Real
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from .saliency import CONNECTIONS, Scores, held, is_bias, mask_at, recompute
+from .saliency import CONNECTIONS, Scores, held, in_place, is_bias, mask_at, recompute
 
 Mask = dict[str, Tensor]
 WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DataParallel and its kin
@@ -29,7 +30,7 @@ def n_kept(m: int, sparsity: float) -> int:
     Raises:
         ValueError: sparsity is no number in [0, 1).
     """
-    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is the fraction removed, a plain number in [0, 1), not {sparsity!r}.")
     return round((1 - sparsity) * m)
 
@@ -193,12 +194,13 @@ def named(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
 def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     """Mask `model` in place with PyTorch's own `torch.nn.utils.prune`, and return it.
 
-    The weights that go become 0 at once, and every use of a weight is w * c, so that no optimiser moves
-    them. Every module that holds a tied parameter is masked. `remove_mask` makes the model plain again, with its
-    zeros. Create the optimiser before or after: the parameters are the same objects. A second mask may only take
-    away. A checkpoint of the masked model (``weight_orig``, ``weight_mask``) loads into a model that any mask of
-    these parameters was applied to. A product is computed once for each module that its weight lies in, since any
-    of them may be called by itself: deep nesting costs time in small batches.
+    The weights that go become 0 at once, and every use of a weight is w * c, so that they have no effect whatever an
+    optimiser does (momentum from before the mask still moves the ``weight_orig`` behind it). Every module that holds
+    a tied parameter is masked. `remove_mask` makes the model plain again, with its zeros. Create the optimiser before
+    or after: the parameters are the same objects, in the same order. A second mask may only take away. A checkpoint
+    of the masked model (``weight_orig``, ``weight_mask``) loads into a model that any mask of these parameters was
+    applied to. A product is computed once for each module that its weight lies in, since any of them may be called by
+    itself: deep nesting costs time in small batches.
 
     Raises:
         ValueError: names or shapes that do not fit, a module's own buffer where torch keeps a mask, or a mask that
@@ -220,7 +222,9 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
         if (before := mask_at(module, attribute)) is not None:
             before.copy_(mask[name])
         else:
-            Connectivity.apply(module, attribute, mask=mask[name].to(parameters[name].device))
+            kept = mask[name].to(parameters[name].device)
+            masking = partial(Connectivity.apply, module, attribute, mask=kept)
+            in_place(module, attribute, f"{attribute}_orig", masking)
     holders = {module for module, _, _ in places}
     for module in model.modules():
         masked_inside = any(inner in holders for inner in module.modules() if inner is not module)
@@ -274,7 +278,7 @@ def redraw(
 # --- keeping --------------------------------------------------------------------------------------------
 
 
-def save_mask(mask: Mask, path: str | Path, **metadata) -> None:
+def save_mask(mask: Mask, path: str | Path, /, **metadata) -> None:
     """Write a mask as safetensors (one byte a connection) with its sparsity, order and any other JSON `metadata`.
 
     E.g. ``save_mask(mask, "mask.safetensors", method="snip", sparsity=0.95)``.

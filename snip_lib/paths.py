@@ -23,11 +23,17 @@ def _between(t: Tensor) -> Tensor:
     return t.sign() * (1 + t.abs() / t.abs().max().clamp_min(1e-300)) / 2
 
 
+def _straight(t: Tensor) -> Tensor:
+    """Return `t` with the values of `_between`; a gradient goes straight through."""
+    return t + (_between(t) - t).detach()
+
+
 class PathCounting(TorchFunctionMode):
     """Let a network compute paths: products and sums as they are, everything that could hide a path undone.
 
-    Normalisation, rectifiers and thresholds are the identity, a maximum (of which only the winner has a gradient)
-    is a mean, every row of an embedding is looked up, and values and gradients are rescaled after each product.
+    Normalisation, rectifiers and thresholds are the identity, a maximum, median or choice of the largest (of which only
+    the winner has a gradient) is a mean, every row of an embedding is looked up, values and gradients are rescaled
+    after each product, and values before a function that is flat where they are large.
     """
 
     IDENTITY = frozenset(
@@ -37,6 +43,7 @@ class PathCounting(TorchFunctionMode):
         " softshrink sign"
         " softmax log_softmax dropout dropout1d dropout2d dropout3d alpha_dropout".split()
     )
+    FLATTENING = frozenset("tanh tanh_ sigmoid sigmoid_ logsigmoid softsign tanhshrink erf glu".split())
     PRODUCTS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -56,11 +63,18 @@ class PathCounting(TorchFunctionMode):
             return torch.mean(*args, **kwargs)
         if name in ("maximum", "minimum", "max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
             return torch.lerp(*args[:2], 0.5)
+        if name in self.FLATTENING and args:
+            args = (_straight(args[0]), *args[1:])
+        if name in ("median", "nanmedian") and len(args) == 1 and not kwargs:
+            return torch.mean(*args)
         result = func(*args, **kwargs)
-        if name in ("max", "min") and isinstance(result, tuple):  # over a dimension
+        if name in ("max", "min", "median", "nanmedian") and isinstance(result, tuple):  # over a dimension
             return type(result)((torch.mean(*args, **kwargs), result.indices))
+        if name == "topk":
+            dim = kwargs.get("dim", args[2] if len(args) > 2 else -1)
+            return type(result)((torch.mean(args[0], dim, keepdim=True).expand_as(result.values), result.indices))
         if name in self.PRODUCTS and result.requires_grad:
-            straight = result + (_between(result) - result).detach()
+            straight = _straight(result)
             straight.register_hook(_between)
             return straight
         if name in ("embedding", "embedding_bag") and isinstance(result, Tensor):
@@ -77,8 +91,9 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
     (`PathCounting`), an output is a sum over paths, so its derivative is not 0 exactly on the live ones.
     A bias is live where its unit reaches an output. `x` is a batch, [B, ...], or a tuple or dict of tensors; the
     shape of one example is used (token numbers are kept). All rows of an embedding count as looked up, but where a
-    network indexes a parameter itself only what it takes for that example does. Gates and attention are followed as
-    they compute: with a sigmoid or a softmax inside a fused kernel a closed gate still lets its product through.
+    network indexes a parameter itself, or chooses by index among its parts, only what it takes for that example does.
+    Gates and attention are followed as they compute: with a sigmoid or a softmax inside a fused kernel a closed gate
+    still lets its product through.
 
     Raises:
         ValueError: the mask or the input does not fit.

@@ -128,7 +128,9 @@ def prune(
     The model stays exactly as it was; give it the mask with `apply_mask`.
 
     Args:
-        x: the scoring batch, [B, ...]; `y` what ``loss(model(x), y)`` takes, and that is a scalar.
+        x: the scoring batch, [B, ...] (a tuple or dict of tensors if the network takes such as its one argument); `y`
+            what ``loss(model(x), y)`` takes, and that is a scalar. A copy is scored: what a loss takes from the network
+            itself, like a penalty on its weights, is not seen.
         sparsity: the fraction removed, in [0, 1).
         method: one of `CRITERIA`. "exact" takes a forward pass for each connection and "obd" a row of the Hessian:
             for networks of some thousand connections ("obd_gauss_newton" is the same for feed-forward
@@ -139,14 +141,15 @@ def prune(
             "exponential" for SynFlow, else 1 and "snip_it"). What is removed stays so, except by "force".
         within: a mask to prune further, for example after some training: what it removes scores at weight 0, and
             stays out, except by "force". It keeps at least as much as `sparsity` does.
-        prune_biases, only, exclude: which parameters (`prunable`).
+        prune_biases, only, exclude: which parameters (`prunable`), frozen or not.
         score_bn: "batch" or "fresh", what batch norm does while scoring (`scoring_copy`).
         dtype: of the scoring, float32 or float64.
         generator: of ``method="random"`` (None: one seeded with 0, so every call draws the same mask).
         on_collapse: a weight removed whole, or every score 0: "warn" or "raise".
         structured: remove whole units and filters (SNAP; in `rounds`, SNAP-it), by "snip" or at "random".
             `sparsity` is then the fraction removed of the units of all layers but the first and the last
-            (`structured.units_of`); each layer keeps one or more. `structured.shrink` makes the network small.
+            (`structured.units_of`); each layer keeps one or more. `structured.shrink` makes the network small, or says
+            that it cannot: try it before training.
             Torch-Pruning follows the network; one that reshapes and permutes much (torchvision's swin_t) may take
             it more memory than there is.
 
@@ -162,12 +165,16 @@ def prune(
         ("schedule", schedule, (None, *SCHEDULES)),
         ("on_collapse", on_collapse, ("warn", "raise")),
     ):
-        if value not in known:
-            raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, known))}.")
+        if value not in tuple(known):
+            hint = str(value).lower().replace("-", "_") in ("snip_it", "snipit", "force", "iterative_snip")
+            ways = '; SNIP-it is "snip" with rounds=, FORCE the same with schedule="force"' if hint else ""
+            raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, known))}{ways}.")
     n_kept(1, sparsity)  # refuses a wrong sparsity before the work
+    if rounds is None and schedule and within is None and method != "synflow":
+        raise ValueError(f"schedule={schedule!r} says how the sparsity rises over several rounds: give rounds=, too.")
     if rounds is None:
         rounds, schedule = (SYNFLOW_ROUNDS, schedule or "exponential") if method == "synflow" else (1, schedule)
-    if not isinstance(rounds, Integral) or rounds < 1:
+    if not isinstance(rounds, Integral) or isinstance(rounds, bool) or rounds < 1:
         raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds!r}.")
     blind = method in ("magnitude", "random") and not structured  # an example shows which units belong together
     if (batches is None) == (x is None) and not (x is None and blind):
@@ -197,7 +204,11 @@ def prune(
     if mask is not None:
         found = prunable(model, biases=prune_biases, **chosen)
         if {n: k.shape for n, k in mask.items()} != {n: p.shape for n, p in found.items()}:
-            raise ValueError("within= is a mask of exactly the parameters that are pruned: names and shapes differ.")
+            odd = next(n for n in (*found, *mask) if n not in mask or n not in found or mask[n].shape != found[n].shape)
+            raise ValueError(
+                "within= is a mask of exactly the parameters that are pruned: names and shapes differ, as of "
+                f"{odd}. Give prune_biases=, only= and exclude= as for that mask."
+            )
     schedule = schedule or "snip_it"
     targets, returning = SCHEDULES[schedule](sparsity, rounds), schedule == "force"
     if structured:

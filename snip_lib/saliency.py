@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -215,16 +216,25 @@ def recompute(module: nn.Module, inputs: tuple = ()) -> None:
                 setattr(inner, hook._tensor_name, hook.apply_mask(inner))
 
 
+def in_place(module: nn.Module, old: str, new: str, rename: Callable[[], object]) -> None:
+    """Let torch `rename` a parameter, which puts it last, and put it where it was: optimisers know it by its place."""
+    order = [new if name == old else name for name in module._parameters]
+    rename()
+    held_now = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update((name, held_now[name]) for name in order)
+
+
 @torch.inference_mode(False)  # else the weights could not be trained with
 def remove_mask(model: nn.Module) -> nn.Module:
     """Make every weight of `model` that `torch.nn.utils.prune` masks plain again, in place, and return the model.
 
-    What was removed is 0, and may be trained again; the parameters are the same objects. Nothing of this library
-    is left in the model.
+    What was removed is 0, and may be trained again; the parameters are the same objects in the same order. Nothing
+    of this library is left in the model.
     """
     for module, attribute, _, _ in list(held(model)):
         if mask_at(module, attribute) is not None:
-            torch_prune.remove(module, attribute)
+            in_place(module, f"{attribute}_orig", attribute, partial(torch_prune.remove, module, attribute))
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if hook is recompute:
@@ -299,6 +309,8 @@ class Trial(NamedTuple):
         except Exception as error:
             alone = "Expected more than 1 value per channel" in str(error)  # batch norm's words
             remedy = "give x and y one by one" if isinstance(self.x, (tuple, list)) else ""
+            if "required positional argument" in str(error):
+                remedy = "x is one argument: wrap a network that takes several"
             words = why(error, self.x, 'give a larger batch, or score_bn="fresh"' if alone else remedy)
             raise ValueError(f"The network refuses the scoring batch {shape_of(self.x)}: {words}") from error
 
@@ -309,6 +321,10 @@ class Trial(NamedTuple):
             numbers = "give y" if y is None else "give class numbers as int64, 0 to classes - 1"
             if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape[:1] != y.shape[:1]:
                 numbers = "give a label for each example"
+            elif isinstance(y, list):
+                numbers = "make a tensor of y with torch.tensor"
+            elif "can't be cast" in str(error):
+                numbers = "give y as y.float()"
             elif isinstance(output, tuple):
                 numbers = "wrap a network that returns several tensors in one that returns the logits"
             words = why(error, y, f"{numbers}, or your own loss=lambda output, y: ...")

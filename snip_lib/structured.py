@@ -67,7 +67,7 @@ def units_of(
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no unit to remove: that takes a linear or convolutional layer, not the "
-            "first nor the last, whose outputs only such layers read."
+            "first nor the last, whose outputs only such layers read (transposed convolutions are none)."
         )
     return found
 
@@ -282,7 +282,7 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     if not same:
         raise ValueError(
             f"{type(model).__name__} cannot be made small: without the units that nobody reads it computes something "
-            "else, or nothing. Its forward pass mixes units, or has their number written into it."
+            "else, or nothing. Its forward pass mixes units, or their number is written into it or into a buffer."
         )
     for name, p in twin.named_parameters():
         p.requires_grad_(trained[name])

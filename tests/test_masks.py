@@ -295,6 +295,17 @@ def test_a_model_whose_mask_is_removed_is_plain_and_free_of_the_library():
     assert not torch.equal(model(x), expected)
 
 
+@pytest.mark.parametrize("biases", [True, False])
+def test_parameters_keep_their_order_under_a_mask_and_after_it(biases):
+    """Optimisers know parameters by their place, in a checkpoint too."""
+    model = nn.Sequential(small_net(), nn.GRU(3, 4))
+    mask = {name: kept for name, kept in some_mask(model).items() if biases or "bias" not in name}
+    before = list(model.parameters())
+    for change in (lambda: snip.apply_mask(model, mask), lambda: snip.remove_mask(model)):
+        change()
+        assert [id(p) for p in model.parameters()] == [id(p) for p in before]
+
+
 def test_a_masked_model_can_be_copied_at_any_time():
     model = small_net()
     snip.apply_mask(model, some_mask(model))
@@ -740,9 +751,16 @@ class Between(nn.Module):
         lambda: Between(lambda h: nn.functional.threshold(h, 0.9, 0.0)),
         lambda: Between(lambda h: nn.functional.softshrink(nn.functional.hardshrink(h, 9.0), 9.0)),
         lambda: Between(torch.sign),
+        lambda: Between(lambda h: torch.tanh(1000 * h)),
+        lambda: Between(lambda h: torch.sigmoid((h[..., None] * torch.arange(500.0).to(h)).sum(-1))),
+        lambda: Between(lambda h: nn.functional.glu(torch.cat([h, 900 * h], 1))),
+        lambda: Between(lambda h: h.topk(2, dim=-1).values, 2),
+        lambda: Between(lambda h: h.view(-1, 2, 3).median(2).values, 2),
+        lambda: Between(lambda h: h.median().expand(1, 1), 1),
     ],
     ids=["rectifier", "maximum", "batch norm of one example", "amax", "max of a dimension", "max of two", "minimum"]
-    + ["clamp", "clamp from above", "threshold", "shrinkage", "sign"],
+    + ["clamp", "clamp from above", "threshold", "shrinkage", "sign", "tanh of much", "sigmoid of a sum", "glu"]
+    + ["the largest", "median of a dimension", "median"],
 )
 def test_nothing_between_two_layers_hides_a_path(make):
     model = make()

@@ -257,7 +257,7 @@ def test_rounds_are_nested_even_where_all_that_is_left_scores_zero(schedule):
 def test_rounds_are_one_mask_pruned_further_again_and_again(schedule):
     model, (x, y), mask = net(), batch(), None
     for sparsity in SCHEDULES[schedule](0.95, 5):
-        mask = snip.prune(model, x, y, sparsity=sparsity, within=mask, schedule=schedule, **F64)
+        mask = snip.prune(model, x, y, sparsity=sparsity, within=mask, rounds=1, schedule=schedule, **F64)
     at_once = snip.prune(model, x, y, sparsity=0.95, rounds=5, schedule=schedule, **F64)
     assert torch.equal(flat(mask), flat(at_once))
 
@@ -325,7 +325,9 @@ class Elsewhere(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("options", [{}, {"schedule": "force"}, {"scope": "layer"}, {"structured": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"schedule": "force", "rounds": 1}, {"scope": "layer"}, {"structured": True}], ids=str
+)
 def test_a_mask_from_another_device_is_brought_to_the_network(options):
     """As a run on a GPU meets it that goes on from a checkpoint, whose mask is read into the memory of the host."""
     if "structured" in options:
@@ -343,7 +345,7 @@ def test_a_mask_from_another_device_is_brought_to_the_network(options):
 def test_a_mask_of_something_else_or_too_sparse_is_refused(schedule):
     model, (x, y) = net(), batch()
     mask = snip.prune(model, x, y, sparsity=0.8)
-    with pytest.raises(ValueError, match="names and shapes differ"):
+    with pytest.raises(ValueError, match="names and shapes differ, as of 0.bias. Give prune_biases="):
         snip.prune(model, x, y, sparsity=0.9, within=mask, prune_biases=False, schedule=schedule)
     with pytest.raises(ValueError, match="names and shapes differ"):
         snip.prune(model, x, y, sparsity=0.9, within=mask | {"0.weight": mask["0.weight"].T}, schedule=schedule)
@@ -382,6 +384,14 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"sparsity": "0.9"}, "fraction removed, .* not '0.9'"),
         ({"sparsity": torch.tensor(0.5)}, r"a plain number .* not tensor\(0.5000\)"),
         ({"method": "snipp"}, "Unknown method 'snipp': choose one of snip, exact"),
+        ({"method": ["snip"]}, r"Unknown method \['snip'\]: choose one of snip, exact"),
+        ({"method": "SNIP-it"}, 'SNIP-it is "snip" with rounds=, FORCE the same with schedule="force".$'),
+        ({"sparsity": False}, "a plain number .* not False"),
+        ({"rounds": True}, "how many times to score, .* not True"),
+        (
+            {"schedule": "force", "rounds": None},
+            "schedule='force' says how the sparsity rises over several rounds: give rounds=, too.$",
+        ),
         ({"accumulate": "mean"}, "Unknown accumulate 'mean'"),
         ({"scope": "local"}, "Unknown scope"),
         ({"schedule": "linear"}, "Unknown schedule"),
@@ -404,6 +414,9 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"x": None, "y": None, "batches": batch()}, r"gives pairs \(x, y\), not a batch of shape \[32, 8\]"),
         ({"x": None, "y": None, "batches": [{"x": 1, "y": 2}]}, r"gives pairs \(x, y\), not a batch \(dict\)"),
         ({"x": batch(), "y": None}, r"refuses the scoring batch \(tuple\): .* \(give x and y one by one\).$"),
+        ({"model": nn.Bilinear(8, 8, 3).double(), "only": "weight"}, "wrap a network that takes several"),
+        ({"y": batch()[1].tolist()}, r"labels \(list\): .* \(make a tensor of y with torch.tensor, or"),
+        ({"loss": lambda out, y: y.add_(out.sum())}, "give y as y.float"),
         ({"loss": "mse"}, "loss is a function of the output and the labels, .* not 'mse'.$"),
         ({"x": batch()[0].numpy()}, r"scoring batch \(ndarray\): make tensors of numpy arrays with torch.as_tensor.$"),
         ({"y": batch()[1].numpy()}, r"labels \(ndarray\): make tensors of numpy arrays with torch.as_tensor.$"),
