@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import pytest
+import torch
 import yaml
 
 import snip_lib
@@ -172,14 +173,18 @@ def test_a_parameter_that_a_chapter_lacks_is_refused(build):
         build.execute(build.chapters()[0], profil="smoke")
 
 
-def test_the_readme_example_prunes_a_network(root, capsys):
-    from snip_lib import sparsity_of
+def test_the_readme_examples_prune_a_network(root, capsys):
+    from snip_lib import mask_of, remove_mask, sparsity_of
 
     names = {}
-    example = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
-    exec(example, names)
+    at_once, in_steps = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(at_once, names)
     assert sparsity_of(names["mask"]) == pytest.approx(0.95, abs=1e-5)
     for name in ("conv1", "layer4.1.conv2", "fc"):
         gone = names["model"].get_submodule(name).weight == 0
         assert gone.any() and (gone == ~names["mask"][f"{name}.weight"]).all()
     assert "fc.weight" in capsys.readouterr().out
+    names["model"] = remove_mask(names["model"]).fc
+    names["x"] = torch.randn(100, 512)
+    exec(in_steps, names)
+    assert sparsity_of(mask_of(names["model"])) == pytest.approx(0.99, abs=1e-4)
