@@ -495,7 +495,7 @@ def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> 
     """Return, by sparsity, the difference of test error between two groups, in points, paired by seed, for each pair.
 
     The mean with its 95 % interval, and (the number of seeds); a run that failed counts with the error that it ended
-    with.
+    with. A pair or a sparsity of which nothing is run is left out.
     """
     lines, pairs = [], list(pairs)
     for sparsity in _sparsities({name: groups[name] for pair in pairs for name in pair}):
@@ -507,7 +507,9 @@ def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> 
             line[f"{ours} − {theirs}"] = both(found, n) if found != "–" else "not run yet"
         lines.append(line)
     names = [f"{ours} − {theirs}" for ours, theirs in pairs]
-    return table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
+    found = table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
+    run = found != "not run yet"
+    return found.loc[run.any(axis=1), run.any()] if run.any(axis=None) else found
 
 
 def where_lower(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:

@@ -515,10 +515,12 @@ def test_gains_are_paired_by_seed():
         ("a", 0, 0.98, 3.0, False, 0, FULL), ("b", 1, 0.98, 4.0, False, 0, FULL), ("x", 2, 0.98, 9, False, 0, FULL)
     )
     b = rows(("c", 1, 0.98, 6.0, False, 0, FULL), ("d", 0, 0.98, 90.0, True, 0, FULL))
-    table = gains({"SNIP-it": a, "SNIP": b, "GraSP": b.iloc[:0]}, [("SNIP-it", "SNIP"), ("SNIP-it", "GraSP")])
-    assert (
-        table.loc["98", "SNIP-it − SNIP"].startswith("-44.50 [") and table.loc["98", "SNIP-it − GraSP"] == "not run yet"
-    )
+    more = pd.concat([a, a.assign(sparsity=0.99)])  # whose pairs are not there
+    groups = {"SNIP-it": more, "SNIP": b, "GraSP": b.iloc[:0], "FORCE": a.iloc[:1].assign(sparsity=0.95)}
+    table = gains(groups, [("SNIP-it", "SNIP"), ("SNIP-it", "GraSP"), ("FORCE", "FORCE")])
+    assert table.columns.tolist() == ["SNIP-it − SNIP", "FORCE − FORCE"] and table.index.tolist() == ["95", "98"]
+    assert table.loc["98", "SNIP-it − SNIP"].startswith("-44.50 [") and table.loc["98"].iloc[1] == "not run yet"
+    assert table.loc["98", "SNIP-it − SNIP"].endswith("] (2)")
     assert [sorted(keys) for keys in table.loc["98", "SNIP-it − SNIP"].keys] == [["a", "b"], ["c", "d"]]
     assert gains({"a": a.iloc[:0], "b": b.iloc[:0]}, [("a", "b")]).columns.tolist() == ["a − b"]
 
