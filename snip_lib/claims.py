@@ -882,7 +882,7 @@ def _questions(judged: list[Verdict]) -> list[str]:
         of = [v for v in judged if v.claim in found.index and v.reason != "replaced"]
         for v in sorted(of, key=lambda v: order.index(_standing(v).split()[0])):
             about = ["whole units"] if "structured=true" in found.loc[v.claim, "fields"] else []
-            about += [f"from step {int(delay[v.claim]):,} of {DEFAULTS['steps']:,} on"] if meanwhile else []
+            about += [f"from {100 * int(delay[v.claim]) / DEFAULTS['steps']:g} % of the run on"] if meanwhile else []
             about += [PRUNED_BY[part] for part in found.loc[v.claim, "against"].split() if part in PRUNED_BY]
             most = max((test.n for test in v.tests), default=0)
             about += [f"n = {v.n}{f' to {most}' if most > v.n else ''}"] if v.n > 1 else []

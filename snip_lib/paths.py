@@ -43,6 +43,7 @@ class PathCounting(TorchFunctionMode):
         " softshrink sign"
         " softmax log_softmax dropout dropout1d dropout2d dropout3d alpha_dropout".split()
     )
+    CHOOSING = frozenset("amax amin max min maximum minimum median nanmedian topk".split())
     FLATTENING = frozenset("tanh tanh_ sigmoid sigmoid_ logsigmoid softsign tanhshrink erf glu".split())
     PRODUCTS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 
@@ -59,12 +60,16 @@ class PathCounting(TorchFunctionMode):
             pool = getattr(nn.functional, name.replace("max", "avg"))
             given = {k: v for k, v in kwargs.items() if k in ("kernel_size", "stride", "padding", "ceil_mode")}
             return pool(*args[:4], **given)
+        t = args[0] if args else kwargs.get("input")
+        real = isinstance(t, Tensor) and t.is_floating_point() and t.numel()
+        if name in self.CHOOSING | self.FLATTENING and not real:  # places and counts carry no path
+            return func(*args, **kwargs)
         if name in ("amax", "amin"):
             return torch.mean(*args, **kwargs)
         if name in ("maximum", "minimum", "max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
             return torch.lerp(*args[:2], 0.5)
-        if name in self.FLATTENING and args:
-            args = (_straight(args[0]), *args[1:])
+        if name in self.FLATTENING:
+            args, kwargs = (_straight(t), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
         if name in ("median", "nanmedian") and len(args) == 1 and not kwargs:
             return torch.mean(*args)
         result = func(*args, **kwargs)
@@ -72,7 +77,7 @@ class PathCounting(TorchFunctionMode):
             return type(result)((torch.mean(*args, **kwargs), result.indices))
         if name == "topk":
             dim = kwargs.get("dim", args[2] if len(args) > 2 else -1)
-            return type(result)((torch.mean(args[0], dim, keepdim=True).expand_as(result.values), result.indices))
+            return type(result)((torch.mean(t, dim, keepdim=True).expand_as(result.values), result.indices))
         if name in self.PRODUCTS and result.requires_grad:
             straight = _straight(result)
             straight.register_hook(_between)

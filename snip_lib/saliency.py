@@ -451,7 +451,7 @@ def snip(model: nn.Module, x: Any, y: Any, *, mask: dict[str, Tensor] | None = N
     """Return the connection sensitivity s = |g| / sum |g| (Eq. 6); `scoring` as in `trial`.
 
     The sum goes over the connections that `mask` keeps: how much a batch counts beside others does not hang on
-    what was removed, whose g is not 0.
+    what was removed, for which g is what its return would bring.
     """
     scores = {name: g.abs() for name, g in connection_gradients(model, x, y, mask=mask, **scoring).items()}
     total = sum((s if mask is None else s * mask[name].to(s.device)).sum() for name, s in scores.items())

@@ -525,7 +525,7 @@ def where_lower(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
             how = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
             points = "" if how == "not told apart" else f" (by {digits(abs(mean))} points)"
             found[how].append(f"{100 * s:g} %{points}")
-    return "; ".join(f"{how} at {', '.join(places)}" for how, places in found.items() if places) or "not run yet"
+    return "; ".join(f"{how} at {', '.join(places)}" for how, places in found.items() if places) or "not compared yet"
 
 
 def _sparsities(groups: dict[str, pd.DataFrame]) -> list[float]:

@@ -754,13 +754,14 @@ class Between(nn.Module):
         lambda: Between(lambda h: torch.tanh(1000 * h)),
         lambda: Between(lambda h: torch.sigmoid((h[..., None] * torch.arange(500.0).to(h)).sum(-1))),
         lambda: Between(lambda h: nn.functional.glu(torch.cat([h, 900 * h], 1))),
-        lambda: Between(lambda h: h.topk(2, dim=-1).values, 2),
+        lambda: Between(lambda h: torch.sigmoid(input=900 * h) * h.argsort(1).topk(2, 1).values.sum()),
+        lambda: Between(lambda h: torch.topk(input=h + (h > 9).long().median(), k=2)[0] + h[:, :0].tanh().sum(), 2),
         lambda: Between(lambda h: h.view(-1, 2, 3).median(2).values, 2),
         lambda: Between(lambda h: h.median().expand(1, 1), 1),
     ],
     ids=["rectifier", "maximum", "batch norm of one example", "amax", "max of a dimension", "max of two", "minimum"]
     + ["clamp", "clamp from above", "threshold", "shrinkage", "sign", "tanh of much", "sigmoid of a sum", "glu"]
-    + ["the largest", "median of a dimension", "median"],
+    + ["sigmoid by name", "the largest", "median of a dimension", "median"],
 )
 def test_nothing_between_two_layers_hides_a_path(make):
     model = make()

@@ -241,7 +241,7 @@ def test_an_error_is_lower_where_the_whole_interval_of_the_difference_is():
     assert tables.where_lower(ours, theirs) == f"lower at 90 % (by 1.00 points), 99 % (by 1.00 points); {apart}"
     assert tables.where_lower(ours, theirs[:7]) == f"lower at 90 % (by 1.00 points); {apart}"  # one pair tells nothing
     assert tables.where_lower(theirs, ours) == f"higher at 90 % (by 1.00 points), 99 % (by 1.00 points); {apart}"
-    assert tables.where_lower(ours[:0], theirs) == "not run yet"
+    assert tables.where_lower(ours[:0], theirs) == "not compared yet"
 
 
 def test_what_is_said_of_rows_carries_their_keys_and_how_it_was_computed():

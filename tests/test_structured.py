@@ -456,12 +456,13 @@ def logits(output, y):
 
 
 class Sorting(Mixing):
-    """A network that mixes units, though not for a blank image: for that one they are sorted already."""
+    """A network that mixes units, though not for an image of ones: for that one they are sorted already."""
 
     def __init__(self):
         super().__init__()
         with torch.no_grad():
             self.a.bias.zero_()
+            self.a.weight.copy_(torch.tensor([1.0, -1.0]).repeat(32))
             self.b.weight.mul_(10)
             self.b.bias.copy_(torch.linspace(1, 2, 9))
             self.c.weight.copy_(self.c.weight[:, :1])
@@ -473,9 +474,24 @@ class Sorting(Mixing):
 def test_another_example_than_the_given_is_compared():
     torch.manual_seed(0)
     model, (x, y) = Sorting(), images()
-    mask = snip.prune(model, torch.zeros_like(x), y, sparsity=0.5, structured=True)
+    mask = snip.prune(model, torch.ones_like(x), y, sparsity=0.5, structured=True)
     with pytest.raises(ValueError, match="Sorting cannot be made small"):
-        shrink(model, mask, torch.zeros_like(x))
+        shrink(model, mask, torch.ones_like(x))
+
+
+class Rooted(nn.Sequential):
+    """A network of positive numbers alone."""
+
+    def forward(self, x):
+        return super().forward(x.log())
+
+
+def test_no_example_is_made_up_that_the_network_could_not_take():
+    torch.manual_seed(0)
+    model, (x, y) = Rooted(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3)), images(n=12)
+    x = x.flatten()[:72].view(12, 6).abs() + 0.01
+    little = shrink(model, snip.prune(model, x, y, sparsity=0.5, structured=True), x)
+    assert little[2].out_features < 9
 
 
 @pytest.mark.parametrize("make", [Fixed, Mixing, Penalised])
