@@ -860,24 +860,22 @@ def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
 PRUNED_BY = {"method=magnitude": "by magnitude", "method=obd_gauss_newton": "by the Hessian"}
 
 
-MODERN = "Do modern networks stay within {margin} points of their dense ones?"
-
-
 def _questions(judged: list[Verdict]) -> list[str]:
     """Return questions about kinds of claims, a line each, with the answer for each network."""
     lines = criteria()
-    asked = [
-        (False, "03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
-        (False, "04_modern_architectures", "no_loss", MODERN),
-        (False, "09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
-        (True, "09_snip_it", "better", "Do small steps in the course of training do better than before it?"),
+    asked = [  # "in training": of masks in the course of it
+        ("03_comparisons", "no_worse", "Is one shot no worse than training first and pruning then?"),
+        ("04_modern_architectures", "no_loss", "Do modern networks stay within {margin} points of their dense ones?"),
+        ("09_snip_it", "better", "Does pruning in small steps, still before training, do better than one shot?"),
+        ("09_snip_it", "better in training", "Do small steps in the course of training do better than before it?"),
     ]
     order = ("yes", "in", "no", "undecided", "one", "too", "not", "other")  # first words of `_standing`
     questions = []
-    for meanwhile, chapter, kind, question in asked:
+    for chapter, kind, question in asked:
+        kind, _, meanwhile = kind.partition(" ")
         found = lines[(lines["chapter"] == chapter) & (lines["kind"] == kind)]
         delay = found["fields"].str.extract(r"\bdelay=(\d+)", expand=False)  # the step before the first mask
-        found = found[delay.notna() == meanwhile]
+        found = found[delay.notna() == bool(meanwhile)]
         by_standing: dict[tuple[str, str], list[str]] = {}
         of = [v for v in judged if v.claim in found.index and v.reason != "replaced"]
         for v in sorted(of, key=lambda v: order.index(_standing(v).split()[0])):
@@ -942,7 +940,7 @@ def _beside_other_masks() -> str:
         below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
         told = {"lower": below, "higher": above, "not told apart": len(ends) - below - above}
         standing = ", ".join(f"{word} in {n}" for word, n in told.items() if n) + f" of {counted(len(ends), 'place')}"
-        by = f" ({min(means):+.2f} to {max(means):+.2f} points)" if gaps else ""
+        by = f" ({digits(min(means), sign='+')} to {digits(max(means), sign='+')} points)" if gaps else ""
         parts.append(f"than with {words}: {standing}{by}" if gaps else f"than with {words}: not run yet")
         seeds += map(len, gaps)
     n = f"n = {min(seeds)} to {max(seeds)}" if seeds else "no seed yet"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from .saliency import CONNECTIONS, Scores, held, in_place, is_bias, mask_at, recompute
+from .saliency import CONNECTIONS, Scores, held, is_bias, mask_at, recompute, rename_in_place
 
 Mask = dict[str, Tensor]
 WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DataParallel and its kin
@@ -224,7 +224,7 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
         else:
             kept = mask[name].to(parameters[name].device)
             masking = partial(Connectivity.apply, module, attribute, mask=kept)
-            in_place(module, attribute, f"{attribute}_orig", masking)
+            rename_in_place(module, attribute, f"{attribute}_orig", masking)
     holders = {module for module, _, _ in places}
     for module in model.modules():
         masked_inside = any(inner in holders for inner in module.modules() if inner is not module)

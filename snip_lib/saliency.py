@@ -216,8 +216,11 @@ def recompute(module: nn.Module, inputs: tuple = ()) -> None:
                 setattr(inner, hook._tensor_name, hook.apply_mask(inner))
 
 
-def in_place(module: nn.Module, old: str, new: str, rename: Callable[[], object]) -> None:
-    """Let torch `rename` a parameter, which puts it last, and put it where it was: optimisers know it by its place."""
+def rename_in_place(module: nn.Module, old: str, new: str, rename: Callable[[], object]) -> None:
+    """Call `rename`, by which torch makes parameter `old` of `module` the parameter `new`, and keep its place.
+
+    Torch puts it last, and an optimiser's state knows parameters by their order.
+    """
     order = [new if name == old else name for name in module._parameters]
     rename()
     held_now = dict(module._parameters)
@@ -234,7 +237,7 @@ def remove_mask(model: nn.Module) -> nn.Module:
     """
     for module, attribute, _, _ in list(held(model)):
         if mask_at(module, attribute) is not None:
-            in_place(module, f"{attribute}_orig", attribute, partial(torch_prune.remove, module, attribute))
+            rename_in_place(module, f"{attribute}_orig", attribute, partial(torch_prune.remove, module, attribute))
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if hook is recompute:

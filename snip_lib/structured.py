@@ -252,7 +252,8 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     twin, graph, groups, _ = _follow(apply_mask(plain_copy(model), mask), x)
     like = next(twin.parameters())
     x = placed(x, like.device, like.dtype)
-    examples = [x, x.flip(0)]  # the second another one, if numbers are real, and none that it could not be
+    # One example may hide that units are mixed. The second is made of it, so that the network can take it, too.
+    examples = [x, x.flip(0)]
     if x.is_floating_point():
         examples[1] *= 0.5 + torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x) / 2
 

@@ -507,9 +507,9 @@ def gains(groups: dict[str, pd.DataFrame], pairs: Iterable[tuple[str, str]]) -> 
             line[f"{ours} − {theirs}"] = both(found, n) if found != "–" else "not run yet"
         lines.append(line)
     names = [f"{ours} − {theirs}" for ours, theirs in pairs]
-    found = table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
-    run = found != "not run yet"
-    return found.loc[run.any(axis=1), run.any()] if run.any(axis=None) else found
+    shown = table(lines, "sparsity %") if lines else Table(columns=names).rename_axis("sparsity %")
+    run = shown != "not run yet"
+    return shown.loc[run.any(axis=1), run.any()] if run.any(axis=None) else shown
 
 
 def where_lower(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
@@ -655,10 +655,11 @@ def attack_table(groups: dict[str, pd.DataFrame], norm: str) -> Table:
         whole = settled(rows)
         line = {"method": name, "n": cell(str(len(whole)), "count", whole) if len(rows) else "not run yet"}
         line["diverged"] = cell(str(int(rows["diverged"].sum())), "diverged", rows) if len(rows) else ""
-        right = 100 * whole["attacked_right"].astype(float) / whole["attacked_images"] if len(whole) else ()
-        told = [digits(value, 1) for value in (right.mean(), right.std())[: len(right)]] if len(right) else []
-        how = "mean ± sd percent attacked_right of attacked_images"
-        line["right %"] = cell(" ± ".join(told), how, whole) if told else ""
+        line["right %"] = ""
+        if len(whole):
+            right = 100 * whole["attacked_right"].astype(float) / whole["attacked_images"]
+            told = " ± ".join(digits(value, 1) for value in (right.mean(), right.std())[: len(right)])
+            line["right %"] = cell(told, "mean ± sd percent attacked_right of attacked_images", whole)
         for title, field in shown.items():
             values = whole[field].astype(float).dropna() if len(whole) else []
             line[title] = estimate(values, f"mean and interval {field}", whole, sign="") if len(values) else ""
