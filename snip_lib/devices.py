@@ -45,7 +45,7 @@ def fast_cpu() -> Iterator[None]:
 @contextlib.contextmanager
 def exact_gpu(device: torch.device) -> Iterator[None]:
     """Train on this GPU in true float32, without TF32 (PyTorch's convolutions have it); restore it afterwards."""
-    with true_float32([torch.backends.cuda.matmul, torch.backends.cudnn.conv]), torch.cuda.device(device):
+    with true_float32(), torch.cuda.device(device):
         yield
 
 

@@ -159,16 +159,36 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def true_float32(knobs: list) -> Iterator[None]:
-    """Compute in true float32 where `knobs` of `torch.backends` may say otherwise, and restore them."""
+def true_float32() -> Iterator[None]:
+    """Compute in true float32 where `torch.backends` may say otherwise, and restore what it said."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    knobs = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]  # TF32
+    knobs += [mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # bfloat16 and TF32 on CPUs
     before = [knob.fp32_precision for knob in knobs]
+    # The older switches go along: torch refuses to read those that differ from these, and `cudnn.flags`, which
+    # a network may enter in its forward pass, reads them. Where they differ already they stay.
+    products, tf32 = "highest", False
+    with contextlib.suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
+    with contextlib.suppress(RuntimeError):
+        tf32 = cudnn.allow_tf32
     try:
+        if products != "highest":
+            torch.set_float32_matmul_precision("highest")
+        if tf32:
+            cudnn.allow_tf32 = False
         for knob in knobs:
-            knob.fp32_precision = "ieee"
+            if knob.fp32_precision != "ieee":
+                knob.fp32_precision = "ieee"
         yield
     finally:
+        if products != "highest":
+            torch.set_float32_matmul_precision(products)
+        if tf32:
+            cudnn.allow_tf32 = True
         for knob, value in zip(knobs, before, strict=True):
-            knob.fp32_precision = "none"  # so that what is inherited stays so
+            if knob.fp32_precision != value:
+                knob.fp32_precision = "none"  # so that what is inherited stays so
             if knob.fp32_precision != value:
                 knob.fp32_precision = value
 
@@ -187,11 +207,8 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def exact_arithmetic(model: nn.Module) -> Iterator[None]:
     """Switch autocast and reduced-precision products off and restore them, and the RNG state, afterwards."""
-    backends = torch.backends
-    knobs = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]  # TF32
-    knobs += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]  # bfloat16 and TF32 on CPUs
     devices = {p.device for p in model.parameters()}
-    with true_float32(knobs), contextlib.ExitStack() as stack:
+    with true_float32(), contextlib.ExitStack() as stack:
         for kind in {"cpu", *(device.type for device in devices)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))

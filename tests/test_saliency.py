@@ -814,41 +814,87 @@ def test_scoring_is_exact_whatever_arithmetic_is_around_it():
         assert all(torch.equal(other[n], expected[n]) and other[n].dtype == torch.float32 for n in expected)
 
 
-def test_reduced_precision_is_off_while_scoring_and_restored_after_an_error():
-    knobs = [
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.cudnn.rnn,
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
-        torch.backends.mkldnn.rnn,
-    ]
-    before = [k.fp32_precision for k in knobs]
-    try:
-        for knob in knobs:
-            knob.fp32_precision = "tf32"
-        with pytest.raises(KeyError), exact_arithmetic(mlp()):
-            assert [k.fp32_precision for k in knobs] == ["ieee"] * 6
-            raise KeyError
-        assert [k.fp32_precision for k in knobs] == ["tf32"] * 6
-    finally:
-        for knob, value in zip(knobs, before, strict=True):
-            knob.fp32_precision = value
+B = torch.backends
+KNOBS = [B.cuda.matmul, B.cudnn.conv, B.cudnn.rnn, B.mkldnn.matmul, B.mkldnn.conv, B.mkldnn.rnn]
 
 
-def test_a_precision_that_is_inherited_is_inherited_after_scoring():
-    matmul, whole = torch.backends.mkldnn.matmul, torch.backends.fp32_precision
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision, torch.backends.fp32_precision = "none", "tf32"
-        with exact_arithmetic(mlp()):
-            assert matmul.fp32_precision == "ieee"
-        for precision in ("tf32", "ieee"):
-            torch.backends.fp32_precision = precision
-            assert matmul.fp32_precision == precision
-    finally:
-        torch.backends.fp32_precision = whole
-        matmul.fp32_precision = before
+def said_of_products():
+    """Return what torch says of its float32 products, by the newer switches and, where it can, by the older ones."""
+    said = [knob.fp32_precision for knob in [B, B.cudnn, B.mkldnn, *KNOBS]]
+    for older in (torch.get_float32_matmul_precision, lambda: B.cuda.matmul.allow_tf32, lambda: B.cudnn.allow_tf32):
+        try:
+            said.append(older())
+        except RuntimeError:  # they differ
+            said.append(None)
+    return said
+
+
+@pytest.fixture
+def fresh_products():
+    """Return what puts the precision of products back as torch begins with, and do so at the end."""
+
+    def fresh():
+        torch.set_float32_matmul_precision("highest")
+        for knob in [B, B.cudnn, B.mkldnn, *KNOBS]:
+            knob.fp32_precision = "none"
+        B.cudnn.allow_tf32 = True
+
+    fresh()
+    yield fresh
+    fresh()
+
+
+def products(precision):
+    return lambda: torch.set_float32_matmul_precision(precision)
+
+
+def switch(*knobs, **values):
+    return lambda: [setattr(knob, name, value) for knob in knobs for name, value in values.items()]
+
+
+@pytest.mark.parametrize(
+    "set_up",
+    [
+        lambda: None,
+        products("high"),
+        products("medium"),
+        switch(B.cudnn, allow_tf32=False),
+        switch(B, fp32_precision="tf32"),
+        switch(B, fp32_precision="ieee"),
+        switch(B.cudnn, fp32_precision="ieee"),
+        switch(*KNOBS, fp32_precision="tf32"),
+        switch(*KNOBS, fp32_precision="none"),
+        switch(B.cudnn.conv, fp32_precision="ieee"),
+        switch(B.mkldnn.matmul, fp32_precision="tf32"),
+    ],
+)
+def test_reduced_precision_is_off_while_scoring_and_is_then_as_it_was(set_up, fresh_products):
+    def what_follows():  # what inherits is known by what it does when the whole changes
+        return [said_of_products() for B.fp32_precision in ("tf32", "ieee", "none")]
+
+    set_up()
+    before = said_of_products()
+    expected = what_follows()
+    fresh_products()
+    set_up()
+    with pytest.raises(KeyError), exact_arithmetic(mlp()):
+        assert [knob.fp32_precision for knob in KNOBS] == ["ieee"] * 6
+        readable = [older for older, was in zip(said_of_products()[-3:], before[-3:], strict=True) if was is not None]
+        assert set(readable) <= {"highest", False}
+        raise KeyError
+    assert said_of_products() == before and what_follows() == expected
+
+
+def test_a_network_may_set_cudnn_flags_while_it_is_scored():
+    class WithoutCudnn(nn.Sequential):  # as for second derivatives of a recurrent layer
+        def forward(self, x):
+            with torch.backends.cudnn.flags(enabled=False):
+                return super().forward(x)
+
+    plain, (x, y) = mlp(), batch()
+    model = WithoutCudnn(*copy.deepcopy(plain))
+    masks = [snip.prune(net, x, y, sparsity=0.5).values() for net in (model, plain)]
+    assert all(map(torch.equal, *masks))
 
 
 def test_a_half_precision_model_is_scored_in_float32():
