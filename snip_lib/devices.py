@@ -76,9 +76,9 @@ def fastest(forms: list[Callable[..., None]], inputs: Sequence[Tensor], state: C
             if form is not forms[-1]:
                 warm_up(form, inputs, state)  # what is compiled is so now, when a failure does no harm
             return form
-        except Exception as error:  # of a compiler, in many forms
-            told = [e for e in (error, error.__context__) if e]  # of a capture that fails only the context says why
-            reason = ": ".join(" ".join(str(e).split())[:200] for e in told)
+        except Exception as error:  # of a compiler, in many forms. Of a capture that fails only the context says why
+            # No name for the errors: the next form is captured here, and their frames hold the tensors of this one.
+            reason = ": ".join(" ".join(str(e).split())[:200] for e in (error, error.__context__) if e)
             warnings.warn(
                 f"A fast form of the training step does not work here ({reason}): it is slower.", stacklevel=2
             )

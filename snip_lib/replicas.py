@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,17 +139,41 @@ def memory(run, itemsize: int = 4) -> tuple[int, int]:
 # ------------------------------------------------------------------------- set up
 
 
+class Cut(torch.autograd.Function):
+    """The patches of images [B, C, H, W], as of `F.unfold`: [B, C k k, h w].
+
+    On a GPU `F.unfold` launches a kernel an image. This is one copy of a view, and its derivative, `F.fold`, one
+    kernel, too; that of the view would go image by image where it is stacked.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+        view = x.unfold(2, kernel[0], 1).unfold(3, kernel[1], 1)  # [B, C, h, w, k, k]
+        return view.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.size, ctx.kernel = inputs[0].shape[2:], inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return F.fold(grad, ctx.size, ctx.kernel), None
+
+
 class Patches(nn.Conv2d):
     """A convolution of stride 1 without padding, as one matrix product over the patches of each image.
 
     It is exact up to rounding: the same products, added up in another order. Stacked, it is R x B matrix products at
-    once, where a convolution is one of R groups, for which a GPU has slow kernels.
+    once, where a convolution is one of R groups, for which a GPU has slow kernels. (`matmul` would make one product
+    of all images, whose gradient is a sum over all their places.)
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         size = [side - k + 1 for side, k in zip(x.shape[-2:], self.kernel_size, strict=True)]
-        patches = F.unfold(x, self.kernel_size)  # [B, C k k, h w]
-        return (weight.flatten(1) @ patches + bias[:, None]).unflatten(2, size)
+        weights = weight.flatten(1).expand(len(x), -1, -1)  # [B, C', C k k]
+        return (torch.bmm(weights, Cut.apply(x, self.kernel_size)) + bias[:, None]).unflatten(2, size)
 
 
 def by_patches(net: nn.Module) -> nn.Module:

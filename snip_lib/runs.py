@@ -15,11 +15,13 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -412,6 +414,7 @@ def groups_of(runs: Iterable[Run], size: Callable[[Run], int]) -> list[list[Run]
     """Divide `runs` into groups that are trained as one, of at most ``size(run)``, in the order of `runs`.
 
     Who was interrupted goes on as it was, with the same members: a group of another size would round otherwise.
+    Runs that go on after their training (attacks, a smaller network) hold up no others.
     """
     order = {run: i for i, run in enumerate(runs)}
     left, groups = dict(order), []
@@ -421,7 +424,7 @@ def groups_of(runs: Iterable[Run], size: Callable[[Run], int]) -> list[list[Run]
             left = {run: i for run, i in left.items() if run not in group}
     kinds: dict = {}
     for run in left:
-        kinds.setdefault(together(run) or run, []).append(run)
+        kinds.setdefault((together(run) or run, run.attacked, run.structured), []).append(run)
     for kind in kinds.values():
         n = size(kind[0])
         groups += [kind[i : i + n] for i in range(0, len(kind), n)]
@@ -524,27 +527,39 @@ def _ranges(seeds: list[int]) -> str:
     return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(words)
 
 
+def _halves(group: list[Run]) -> list[list[Run]]:
+    """Return what a group that failed is divided into: one run must not fail the others, and less may fit.
+
+    Nothing where it has one run, or a checkpoint, which is worth more than a second try.
+    """
+    middle = len(group) // 2
+    return [group[:middle], group[middle:]] if middle and not checkpoint_of(group).exists() else []
+
+
 Work = Iterator[tuple[list[Run], list[dict] | Exception]]
 Show = Callable[[list[Run], int], None]
 
 
 def _work(runs: list[Run], replicas: int, deadline: float, cluster: str, show: Show) -> Work:
-    """Yield each group as it is finished with its rows, none if the deadline stopped it, or with its error.
+    """Yield each group as it is finished with its rows, or with its error; with none if it is stopped or divided.
 
     An OSError, such as missing data or a full disk, is raised at once: it would meet all that follow.
     """
     if cluster:
         yield from _work_on(cluster, runs, replicas, deadline, show)
         return
-    for group in groups_of(runs, functools.partial(_size, replicas=replicas)):
-        if time.time() >= deadline:
-            return
+    left = groups_of(runs, functools.partial(_size, replicas=replicas))[::-1]
+    while left and time.time() < deadline:
+        group = left.pop()
         try:
-            yield group, make_rows(group, deadline=deadline, tick=functools.partial(show, group))
+            made = make_rows(group, deadline=deadline, tick=functools.partial(show, group))
         except OSError:
             raise
         except Exception as error:
-            yield group, error
+            traceback.clear_frames(error.__traceback__)  # they hold the group's tensors
+            left += _halves(group)[::-1]
+            made = [] if _halves(group) else error
+        yield group, made
 
 
 def _size(run: Run, replicas: int) -> int:
@@ -579,17 +594,21 @@ def _work_on(cluster: str, runs: list[Run], replicas: int, deadline: float, show
         def size(run: Run) -> int:  # asked of a worker: it has the device
             return 1 if together(run) is None else client.submit(_size, run, replicas, pure=False).result()
 
-        groups = {checkpoint_of(group).stem: group for group in groups_of(runs, size)}
+        groups: dict[str, list[Run]] = {}
         client.subscribe_topic(TOPIC, lambda event: show(groups[event[1]["group"]], event[1]["step"]))
-        futures = {
-            client.submit(_rows_on_worker, group, name, deadline, key=name, pure=False): group
-            for name, group in groups.items()
-        }
-        for future in as_completed(futures):
-            error = future.exception()
+
+        def submitted(group: list[Run]) -> Any:
+            groups[name := checkpoint_of(group).stem] = group
+            return client.submit(_rows_on_worker, group, name, deadline, key=name, pure=False)
+
+        done = as_completed([submitted(group) for group in groups_of(runs, size)])
+        for future in done:
+            group, error = groups[future.key], future.exception()
             if isinstance(error, OSError):
                 raise error
-            yield futures[future], error or future.result()
+            halves = _halves(group) if error else []
+            done.update([submitted(half) for half in halves])
+            yield group, [] if halves else error or future.result()
 
 
 def _rows_on_worker(group: list[Run], name: str, deadline: float) -> list[dict]:

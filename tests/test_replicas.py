@@ -545,6 +545,37 @@ def test_a_network_by_patches_is_the_network(model):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
 
 
+def test_stacked_networks_by_patches_cut_them_at_once_and_multiply_each_image_by_itself():
+    n_runs, n_images, shapes = 2, 3, []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.overloadpacket.__name__
+            assert name not in ("im2col", "convolution", "convolution_backward"), name
+            if name in ("bmm", "mm", "addmm"):
+                shapes.append([list(t.shape) for t in args[-2:]])
+            return func(*args, **(kwargs or {}))
+
+    net = replicas.by_patches(MODELS["lenet5"]((1, 28, 28), 10).double())
+    rng = torch.Generator().manual_seed(0)
+    weights = {n: torch.randn(n_runs, *p.shape, generator=rng, dtype=p.dtype) for n, p in net.named_parameters()}
+    x = torch.randn(n_runs, n_images, 1, 28, 28, generator=rng, dtype=torch.float64)
+
+    def loss(weights, x):
+        return torch.func.functional_call(net, weights, (x,)).square().sum()
+
+    with Products():
+        gradients = torch.func.vmap(torch.func.grad(loss))(weights, x)
+    by_convolution = MODELS["lenet5"]((1, 28, 28), 10).double()
+    for i in range(n_runs):
+        by_convolution.load_state_dict({name: w[i] for name, w in weights.items()})
+        expected = torch.autograd.grad(by_convolution(x[i]).square().sum(), list(by_convolution.parameters()))
+        for (name, ours), theirs in zip(gradients.items(), expected, strict=True):
+            torch.testing.assert_close(ours[i], theirs, rtol=1e-9, atol=1e-9, msg=name)
+    places = [pair for pair in shapes if any(size in (24 * 24, 8 * 8) for t in pair for size in t[1:])]
+    assert len(places) >= 5 and {t[0] for pair in places for t in pair} == {n_runs * n_images}
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 

@@ -11,11 +11,13 @@ import os
 import random
 import sys
 import time
+import weakref
 
 import dask
 import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -458,6 +460,9 @@ def test_groups_are_of_one_kind_and_of_the_asked_size_and_in_order(folders):
     sizes = [[runs_.index(run) for run in group] for group in runs.groups_of(runs_, lambda run: 2)]
     assert sizes == [[0, 1], [2, 3], [4], [5], [6], [7]]
     assert [len(g) for g in runs.groups_of(sweep(SMALL, seed=range(7)), lambda run: 100)] == [7]
+    longer = [dataclasses.replace(SMALL, sparsity=0.5, **after) for after in ({"attacked": True}, {"structured": True})]
+    mixed = [longer[0], SMALL, longer[1], dataclasses.replace(SMALL, seed=1)]
+    assert [len(group) for group in runs.groups_of(mixed, lambda run: 100)] == [1, 2, 1]
 
 
 def test_a_group_is_chosen_by_replicas_and_its_rows_say_so(folders):
@@ -506,14 +511,46 @@ def test_a_run_that_fails_stops_no_other_and_is_told(folders, monkeypatch, capsy
     assert list(rows_of(three)["seed"]) == [0, 2]
 
 
-def test_a_group_that_fails_counts_each_of_its_runs(folders, monkeypatch, capsys):
-    def fails(group, **options):
+@pytest.mark.parametrize("cluster", ["", "local"])
+def test_a_run_that_cannot_be_scored_fails_no_other_of_its_group(cluster, folders, capsys):
+    four = sweep(SMALL, sparsity=[0.9], seed=range(4))
+    five = [*four[:2], dataclasses.replace(four[0], init="rn", init_sd=1e60), *four[2:]]
+    with pytest.raises(ValueError, match="no connection can be scored"):
+        collect(five, "chapter", train_missing=True, replicas=5, cluster=cluster)
+    assert "0 diverged, 1 failed" in capsys.readouterr().err
+    assert list(rows_of(five)["replicas"]) == [2, 2, 2, 2]  # of two, of three the first fails, and of the other two
+
+
+def test_what_fails_after_a_checkpoint_waits_there_whole(folders, monkeypatch, capsys):
+    groups = []
+
+    def fails(group, *, checkpoint, **options):
+        groups.append(group)
+        if len(group) == 3:
+            checkpoint.touch()
         raise ValueError("this group fails")
 
     monkeypatch.setattr(runs, "train_replicas", fails)
-    with pytest.raises(ValueError, match="this group fails"):
-        collect(sweep(SMALL, seed=range(3)), "chapter", train_missing=True, replicas=3)
-    assert "0 diverged, 3 failed" in capsys.readouterr().err
+    for three in (sweep(SMALL, seed=range(3)), sweep(SMALL, seed=range(3, 6))):
+        with pytest.raises(ValueError, match="this group fails"):
+            collect(three, "chapter", train_missing=True, replicas=3)
+        assert "0 diverged, 3 failed" in capsys.readouterr().err
+    assert [len(group) for group in groups] == [3, 3]
+
+
+def test_what_fails_leaves_no_tensor_behind(folders, monkeypatch):
+    held = []
+
+    def fails(run, **options):
+        tensor = torch.zeros(3)
+        assert all(other() is None for other in held)  # by the time the next run begins
+        held.append(weakref.ref(tensor))
+        raise ValueError("this run fails")
+
+    monkeypatch.setattr(runs, "train", fails)
+    with pytest.raises(ValueError, match="this run fails"):
+        collect(sweep(SMALL, seed=range(3)), "chapter", train_missing=True)
+    assert len(held) == 3
 
 
 def test_what_would_meet_every_run_stops_at_once(folders, monkeypatch):
