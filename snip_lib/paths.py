@@ -157,8 +157,9 @@ def report(model: nn.Module, mask: Mask | None = None, x: Tensor | None = None) 
 
     Columns: ``prunable`` and ``kept`` connections, ``density``, ``units`` and ``dead_units`` (without any kept
     connection into them or, with `x`, any live one), and, with an example `x` [1, ...], ``live``: kept connections on
-    a path from an input to an output, and ``effective_sparsity``, the fraction that is not live. ``.attrs`` has
-    `sparsity`, `effective_sparsity` (None without `x`) and `collapsed`, the names of weights with no (live) connection.
+    a path from an input to an output, and biases with one to an output, whether an input has one or not; and
+    ``effective_sparsity``, the fraction that is not live. ``.attrs`` has `sparsity`, `effective_sparsity` (None without
+    `x`) and `collapsed`, the names of weights with no (live) connection.
 
     Raises:
         ValueError: the mask or the example does not fit.

@@ -35,18 +35,33 @@ EMA_DECAY = 0.9
 NO_BATCH = "There is no batch to score: batches= is empty (an iterator is used up after one pass)."
 
 
+def _check(sparsity: float, rounds: int) -> None:
+    n_kept(1, sparsity)  # refuses a wrong sparsity
+    if not isinstance(rounds, Integral) or isinstance(rounds, bool) or rounds < 1:
+        raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds!r}.")
+
+
 def snip_it_schedule(sparsity: float, rounds: int) -> list[float]:
     """Return SNIP-it's sparsities (Verdenius et al., 2020): half, then each time half of what is missing.
 
     k_i = L - (L - 0.5) * 0.5^i for i = 0 ... n - 2, then L itself; for L <= 0.5 in equal parts, L * i / n.
+
+    Raises:
+        ValueError: a sparsity outside [0, 1), or no round.
     """
+    _check(sparsity, rounds)
     if sparsity <= 0.5:
         return [sparsity * i / rounds for i in range(1, rounds)] + [sparsity]
     return [sparsity - (sparsity - 0.5) * 0.5**i for i in range(rounds - 1)] + [sparsity]
 
 
 def exponential_schedule(sparsity: float, rounds: int) -> list[float]:
-    """Return sparsities whose density falls by the same factor each round (SynFlow; FORCE, Eq. 9)."""
+    """Return sparsities whose density falls by the same factor each round (SynFlow; FORCE, Eq. 9).
+
+    Raises:
+        ValueError: as `snip_it_schedule`.
+    """
+    _check(sparsity, rounds)
     return [1 - (1 - sparsity) ** (i / rounds) for i in range(1, rounds)] + [sparsity]
 
 
@@ -145,7 +160,8 @@ def prune(
         score_bn: "batch" or "fresh", what batch norm does while scoring (`scoring_copy`).
         dtype: of the scoring, float32 or float64.
         generator: of ``method="random"`` (None: one seeded with 0, so every call draws the same mask).
-        on_collapse: a weight removed whole, or every score 0: "warn" or "raise".
+        on_collapse: a weight removed whole, or every score 0: "warn" or "raise". (Whether a path is left through what
+            stays, `report` tells by an example.)
         structured: remove whole units and filters (SNAP; in `rounds`, SNAP-it), by "snip" or at "random".
             `sparsity` is then the fraction removed of the units of all layers but the first and the last
             (`structured.units_of`); each layer keeps one or more. `structured.shrink` makes the network small, or says
@@ -169,18 +185,18 @@ def prune(
             hint = str(value).lower().replace("-", "_") in ("snip_it", "snipit", "force", "iterative_snip")
             ways = '; SNIP-it is "snip" with rounds=, FORCE the same with schedule="force"' if hint else ""
             raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, known))}{ways}.")
-    n_kept(1, sparsity)  # refuses a wrong sparsity before the work
     if rounds is None and schedule and within is None and method != "synflow":
         raise ValueError(f"schedule={schedule!r} says how the sparsity rises over several rounds: give rounds=, too.")
     if rounds is None:
         rounds, schedule = (SYNFLOW_ROUNDS, schedule or "exponential") if method == "synflow" else (1, schedule)
-    if not isinstance(rounds, Integral) or isinstance(rounds, bool) or rounds < 1:
-        raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds!r}.")
+    _check(sparsity, rounds)
     blind = method in ("magnitude", "random") and not structured  # an example shows which units belong together
     if (batches is None) == (x is None) and not (x is None and blind):
         raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")
     if isinstance(x, DataLoader):
         raise ValueError("A loader is given as batches=, and every batch of it is scored; x is one batch.")
+    if batches is not None and not isinstance(batches, Iterable):
+        raise ValueError(f"batches= is several scoring batches, pairs (x, y), such as a loader, not {batches!r}.")
     if not callable(loss):
         raise ValueError(f"loss is a function of the output and the labels, such as F.mse_loss, not {loss!r}.")
     if generator is not None and not isinstance(generator, torch.Generator):

@@ -125,8 +125,9 @@ def prunable(
 
     for name in parts:
         if (only is None or matches([name], only)) and not matches([name], exclude):
+            holder, _, weight = name.rpartition(".")
             raise ValueError(
-                f"{name.rpartition('.')[0]!r} computes its {name.rpartition('.')[2]} (weight_norm, spectral_norm, "
+                f"{(holder or type(model).__name__)!r} computes its {weight} (weight_norm, spectral_norm, "
                 f"parametrize): undo that, or exclude it, as in exclude={name!r}."
             )
     found = {}
@@ -143,6 +144,11 @@ def prunable(
     weights = {name: p for name, p in found.items() if not is_bias(name, p)}
     every_bias = {name: p for name, p in found.items() if is_bias(name, p)} if biases else {}
     if not weights | every_bias or (only is None and not weights):
+        if any(not is_bias(name, p) for foreign, name, p in candidates if only or not foreign):
+            raise ValueError(
+                f"only={only}, exclude={exclude} and prune_biases={biases} leave no prunable parameter "
+                f"of {type(model).__name__}."
+            )
         raise ValueError(
             f"{type(model).__name__} has no prunable parameter: no linear, convolutional, recurrent or "
             "attention weight is left. Name those of your own modules with only=."

@@ -195,6 +195,13 @@ def test_schedules_rise_to_the_target_and_hit_it_exactly(schedule, sparsity, rou
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_refuse_what_prune_refuses(schedule):
+    for sparsity, rounds, words in ((95, 7, "a plain number in .* not 95"), (0.95, 0, "1 or more, not 0")):
+        with pytest.raises(ValueError, match=words):
+            SCHEDULES[schedule](sparsity, rounds)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_one_round_is_snip_bit_for_bit(schedule):
     model, (x, y) = net(), batch()
     a, b = snip.prune(model, x, y, sparsity=0.9), snip.prune(model, x, y, sparsity=0.9, rounds=1, schedule=schedule)
@@ -388,6 +395,9 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"method": "SNIP-it"}, 'SNIP-it is "snip" with rounds=, FORCE the same with schedule="force".$'),
         ({"sparsity": False}, "a plain number .* not False"),
         ({"rounds": True}, "how many times to score, .* not True"),
+        ({"exclude": "*"}, r"only=None, exclude=\['\*'\] and prune_biases=True leave no prunable parameter of Seq"),
+        ({"only": "*.bias", "prune_biases": False}, "prune_biases=False leave no prunable"),
+        ({"x": None, "y": None, "batches": 3}, "such as a loader, not 3"),
         (
             {"schedule": "force", "rounds": None},
             "schedule='force' says how the sparsity rises over several rounds: give rounds=, too.$",

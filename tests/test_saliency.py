@@ -912,7 +912,7 @@ def test_a_half_precision_model_is_scored_in_float32():
     [
         (lambda: mlp().to("meta"), "0.weight is on the meta device"),
         (lambda: nn.Sequential(nn.Linear(6, 3, dtype=torch.complex64)), "0.weight is complex"),
-        (lambda: nn.utils.parametrizations.weight_norm(mlp()[0]), "computes its weight"),
+        (lambda: nn.utils.parametrizations.weight_norm(mlp()[0]), "'ParametrizedLinear' computes its weight"),
         (lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(mlp()[0])), "'0' computes its weight"),
     ],
 )
