@@ -536,6 +536,13 @@ def _halves(group: list[Run]) -> list[list[Run]]:
     return [group[:middle], group[middle:]] if middle and not checkpoint_of(group).exists() else []
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames that an error keeps, and those of the errors it came from: they hold the group's tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 Work = Iterator[tuple[list[Run], list[dict] | Exception]]
 Show = Callable[[list[Run], int], None]
 
@@ -556,7 +563,7 @@ def _work(runs: list[Run], replicas: int, deadline: float, cluster: str, show: S
         except OSError:
             raise
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the group's tensors
+            _let_go(error)
             left += _halves(group)[::-1]
             made = [] if _halves(group) else error
         yield group, made

@@ -541,11 +541,17 @@ def test_what_fails_after_a_checkpoint_waits_there_whole(folders, monkeypatch, c
 def test_what_fails_leaves_no_tensor_behind(folders, monkeypatch):
     held = []
 
-    def fails(run, **options):
+    def begun():
         tensor = torch.zeros(3)
-        assert all(other() is None for other in held)  # by the time the next run begins
         held.append(weakref.ref(tensor))
-        raise ValueError("this run fails")
+        raise MemoryError(f"no room for {tensor.numel()} numbers")
+
+    def fails(run, **options):
+        assert all(other() is None for other in held)  # of the runs before
+        try:
+            begun()
+        except MemoryError as error:
+            raise ValueError("this run fails") from error
 
     monkeypatch.setattr(runs, "train", fails)
     with pytest.raises(ValueError, match="this run fails"):
