@@ -564,8 +564,9 @@ def _work(runs: list[Run], replicas: int, deadline: float, cluster: str, show: S
             raise
         except Exception as error:
             _let_go(error)
-            left += _halves(group)[::-1]
-            made = [] if _halves(group) else error
+            halves = _halves(group)
+            left += halves[::-1]
+            made = [] if halves else error
         yield group, made
 
 
