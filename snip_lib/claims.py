@@ -8,6 +8,7 @@ tests; one function a kind of claim (`KINDS`); verdicts; and what the front page
 import functools
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -726,6 +727,9 @@ def paper_errors(line: pd.Series) -> Cell:
     return cell("; ".join(texts) or "–", " ".join(["paper", *used]), ())
 
 
+QUOTED = {"magnitude": "lwc", "obd_gauss_newton": "obd"}  # the names in Table 1 of what prunes a trained network
+
+
 def _published(run: Run) -> tuple[int, str] | None:
     """Return the number of the line of ``paper.csv`` with the paper's test error of a run, and that error as text."""
     free = ("model", "dataset", "sparsity", "lr", "batch_size", "augment", "decay_every", "steps", "precision")
@@ -734,8 +738,8 @@ def _published(run: Run) -> tuple[int, str] | None:
     lines = lines[(lines["model"] == run.model) & (lines["dataset"] == run.dataset)]
     if run.optimizer == "adam" and run.init_sd == DEFAULTS["init_sd"]:  # Table 3
         lines = lines[(lines["method"] == f"snip {run.init}") & (lines["sparsity"] == run.sparsity)]
-    elif run.delay and run.method == "magnitude":  # trained first; the paper quotes it at a sparsity of its own
-        lines = lines[lines["method"] == "lwc"]
+    elif run.delay and run.method in QUOTED:  # trained first; the paper quotes it at a sparsity of its own
+        lines = lines[lines["method"] == QUOTED[run.method]]
     else:
         method = "snip" if run.sparsity else "dense"
         lines = lines[(lines["method"] == method) & (lines["sparsity"] == run.sparsity) & plain]
@@ -846,14 +850,19 @@ def _printed_errors(done: list[tuple[pd.Series, Verdict]]) -> str:
 
 
 def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
-    """Return in a line how many verdicts rest on shorter training, and how many on none."""
+    """Return in a line how many verdicts rest on shorter training, and on what those rest that are reproduced."""
     of_short = sum(v.profile == "short" for _, v in done)
-    text = f"Of the {len(done)} verdicts there are, {of_short} rest on a tenth of the paper's length of training"
-    whole = [line for line, v in done if v.verdict == "reproduced"]
-    of_masks = sum(all(fields.get("steps") == 0 for fields in settings(line["fields"])) for line in whole)
+    decided = "that are *reproduced*, *in part* or *not reproduced*"
+    text = f"Of the {len(done)} claims {decided}, {of_short} rest on a tenth of the paper's length of training"
+    whole = Counter(
+        "masks" if all(fields.get("steps") == 0 for fields in settings(line["fields"])) else v.profile
+        for line, v in done
+        if v.verdict == "reproduced"
+    )
+    masks, own, paper = (whole[profile] or "none" for profile in ("masks", "own", "paper"))
     if whole:
-        some = "all" if of_masks == len(whole) else of_masks or "none"
-        text += f"; *reproduced* are {len(whole)}, {some} of them about masks alone, without any training"
+        text += f"; *reproduced* are {whole.total()}: {masks} about masks alone, without any training, "
+        text += f"{own} after a length of training of their own, {paper} after the paper's"
     return f"- **Length of training:** {text}."
 
 
