@@ -1199,3 +1199,10 @@ def test_the_answer_names_the_farthest_number_and_the_sparsity_up_to_which_nothi
     )  # not 90 %, nor 95 % of another claim
     assert "Of the 2 errors" in answer and "one is reached" in answer
     assert "the farthest is LeNet-300-100 at 50 %, with 1.60 % where the paper has 4.0 %" in answer  # the better one
+
+
+@pytest.mark.parametrize(("claim", "method"), [("C11", "lwc"), ("C52", "obd")])
+def test_the_papers_column_has_what_it_quotes_of_networks_that_were_trained_first(committed, claim, method):
+    quoted = claims.published().query("source == 'Table 1' and model == 'lenet300' and method == @method").iloc[0]
+    against = f" against {quoted['value']:.1f} ({100 * quoted['sparsity']:g} %)"
+    assert claims.paper_errors(claims.criteria().loc[claim]).endswith(against)
