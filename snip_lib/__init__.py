@@ -4,9 +4,9 @@
     snip_lib.apply_mask(model, mask)                   # then train with your own loop
     snip_lib.report(model, mask, x)                    # what is left, layer by layer
 
-Read in this order: `saliency`, `masks`, `prune` (the algorithm); `structured`, `paths`, `robustness` (beyond it);
-`models`, `inits`, `data`, `devices`, `train`, `replicas`, `runs` (the reproduction); `tables`, `claims`, `plots`
-(the report).
+Read in this order: `saliency`, `masks`, `prune` (the algorithm; where whole units go it asks `structured`);
+`structured`, `paths`, `robustness` (beyond it); `models`, `inits`, `data`, `devices`, `train`, `replicas`, `runs`
+(the reproduction); `tables`, `claims`, `plots` (the report).
 """
 
 from .masks import (

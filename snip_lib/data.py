@@ -2,6 +2,7 @@
 
 Section 5 of the paper: a tenth of the training data is held out for validation. Every draw comes
 from a CPU generator named by its purpose (`generator`), so that a run sees the same data everywhere.
+Read `devices` next.
 """
 
 import functools
@@ -193,7 +194,7 @@ def read_raw(name: str, folder: Path) -> tuple[Raw, Tensor]:
     channels = raw.x_train.transpose(0, 1)
     counts = torch.stack([sum(part.flatten().bincount(minlength=256) for part in c.split(5000)) for c in channels])
     n = counts.sum(1, keepdim=True)  # [C, 1]
-    mean = (counts * grey).sum(1, keepdim=True) / n  # choice: normalisation
+    mean = (counts * grey).sum(1, keepdim=True) / n  # choice: book/choices.md#normalisation
     sd = PINNED_SD.get(name, ((counts * (grey - mean) ** 2).sum(1, keepdim=True) / n).sqrt())
     return raw, ((grey - mean) / sd).float()
 
@@ -347,6 +348,7 @@ def shift(n: int, generator: torch.Generator) -> Tensor:
 
 
 # Draws the `moves` of n images; None: they stay as they are.
+# choice: book/choices.md#augmentation
 AUGMENTATIONS: dict[str, Callable[[int, torch.Generator], Tensor] | None] = {
     "none": None,
     "standard": standard,

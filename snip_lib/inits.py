@@ -42,7 +42,7 @@ def rn(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
 def tn(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
     """TN, "truncated normal": a normal of this sd cut at two sd; variance after the cut 0.7737 sd^2.
 
-    `sd` is the one before the cut, as in TensorFlow's `truncated_normal_initializer`. choice: RN and TN
+    `sd` is the one before the cut, as in TensorFlow's `truncated_normal_initializer`.
     """
     _cut_normal(weight, (CUT_SD * sd) ** 2, generator)
 
@@ -62,6 +62,7 @@ def lecun(weight: Tensor, generator: torch.Generator, sd: float = 1.0) -> None:
     _cut_normal(weight, 1 / fans(weight)[0], generator)
 
 
+# choice: book/choices.md#initialiser
 INITS: dict[str, Callable[..., None]] = {draw.__name__: draw for draw in (rn, tn, vs_x, vs_h, lecun)}
 
 

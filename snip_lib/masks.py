@@ -32,7 +32,7 @@ def n_kept(m: int, sparsity: float) -> int:
     """
     if not isinstance(sparsity, Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is the fraction removed, a plain number in [0, 1), not {sparsity!r}.")
-    return round((1 - sparsity) * m)
+    return round((1 - sparsity) * m)  # choice: book/choices.md#how-many-are-kept
 
 
 def keep_top(scores: Scores, n_keep: int, *, among: Mask | None = None) -> Mask:
@@ -63,7 +63,7 @@ def keep_top(scores: Scores, n_keep: int, *, among: Mask | None = None) -> Mask:
         threshold = flat.kthvalue(flat.numel() - n_keep + 1).values  # the n_keep-th largest
         kept = flat > threshold
         ties = (flat == threshold).nonzero().squeeze(1)
-        kept[ties[: n_keep - int(kept.sum())]] = True
+        kept[ties[: n_keep - int(kept.sum())]] = True  # choice: book/choices.md#ties
     parts = kept.split([s.numel() for s in scores.values()])
     return {n: part.view(s.shape).to(s.device) for (n, s), part in zip(scores.items(), parts, strict=True)}
 
@@ -109,7 +109,7 @@ def shuffle_within_layers(mask: Mask, generator: torch.Generator) -> Mask:
 
 def densities(mask: Mask) -> dict[str, float]:
     """Return the fraction kept of each parameter."""
-    return {name: int(kept.sum()) / kept.numel() for name, kept in checked(mask).items()}
+    return {name: int(kept.sum()) / max(1, kept.numel()) for name, kept in checked(mask).items()}
 
 
 def sparsity_of(mask: Mask) -> float:
@@ -200,7 +200,8 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     or after: the parameters are the same objects, in the same order. A second mask may only take away. A checkpoint
     of the masked model (``weight_orig``, ``weight_mask``) loads into a model that any mask of these parameters was
     applied to. A product is computed once for each module that its weight lies in, since any of them may be called by
-    itself: deep nesting costs time in small batches.
+    itself: deep nesting costs time in small batches. What is not called computes nothing: after a step or
+    ``load_state_dict``, a method other than ``forward`` finds the weights of the last call.
 
     Raises:
         ValueError: names or shapes that do not fit, a module's own buffer where torch keeps a mask, or a mask that

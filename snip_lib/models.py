@@ -45,6 +45,7 @@ class LeNet5(nn.Module):
         self.fc1 = nn.Linear(50 * height * width, 500)
         self.fc2 = nn.Linear(500, n_classes)
 
+    # choice: book/choices.md#lenet-5-caffe
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.conv1(x), 2)  # [B, 20, 12, 12]
         x = F.max_pool2d(self.conv2(x), 2)  # [B, 50, 4, 4]
@@ -70,12 +71,12 @@ class SameConv2d(nn.Conv2d):
                 max((-(n // -s) - 1) * s + k - n, 0)
                 for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
             )
-            x = F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
+            x = F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))  # choice: book/choices.md#same-padding
         return super().forward(x)
 
 
 # TensorFlow's momentum 0.99 is 0.01 in PyTorch, which weighs the new statistics and not the old ones.
-# choice: batch norm
+# choice: book/choices.md#batch-norm-constants
 conv_norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 fc_norm = partial(nn.BatchNorm1d, eps=1e-3, momentum=0.01)
 
@@ -110,7 +111,7 @@ class AlexNet(nn.Sequential):
             layers[f"conv{i}"] = SameConv2d(c_in, c_out, k, stride=2 * first_stride(shape) if i == 1 else 2)
             layers |= {f"norm{i}": conv_norm(c_out), f"relu{i}": nn.ReLU()}
             c_in = c_out
-        super().__init__(layers | fc_layers([c_in, hidden, hidden, n_classes]))  # choice: AlexNet's width
+        super().__init__(layers | fc_layers([c_in, hidden, hidden, n_classes]))  # choice: book/choices.md#alexnet
 
 
 VGG_D = ((64, 3),) * 2, ((128, 3),) * 2, ((256, 3),) * 3, ((512, 3),) * 3, ((512, 3),) * 3  # (channels, kernel)
@@ -162,9 +163,10 @@ class WideResNet(nn.Module):
     """WRN-depth-width of Zagoruyko & Komodakis (2016): three groups of (depth - 4) / 6 blocks, for 32x32 images.
 
     WRN-16-8: m = 10,958,666; WRN-16-10: 17,113,258; WRN-22-8: 17,153,610. Every convolution has a bias,
-    the 1x1 shortcuts too: only so do the counts agree with the paper's. No dropout. choice: WRN layout
+    the 1x1 shortcuts too: only so do the counts agree with the paper's. No dropout.
     """
 
+    # choice: book/choices.md#wide-residual-networks
     def __init__(self, shape: Shape = (3, 32, 32), n_classes: int = 10, *, depth: int, width: int):
         super().__init__()
         self.conv1 = SameConv2d(shape[0], 16, 3, first_stride(shape))
@@ -194,8 +196,8 @@ class LSTM(nn.Module):
     c <- sigmoid(f + 1) c + sigmoid(i) tanh(j), h <- sigmoid(o) tanh(c).
     """
 
-    # choice: recurrent cells. TensorFlow adds this to f in the forward pass: it is no weight, and stays when all
-    # biases are pruned.
+    # choice: book/choices.md#recurrent-networks
+    # TensorFlow adds this to f in the forward pass: it is no weight, and stays when all biases are pruned.
     FORGET_BIAS = 1.0
 
     def __init__(self, shape: Shape = (1, 28, 28), n_classes: int = 10, *, units: int):
@@ -228,8 +230,9 @@ class GRU(nn.Module):
         self.project = nn.Linear(shape[0] * shape[2], units)
         self.gates = nn.Linear(2 * units, 2 * units)
         self.gates.parts = ["reset", "update"]
-        # choice: recurrent cells. Unlike the LSTM's forget bias these ones are TensorFlow variables: they are
-        # scored and may be pruned. `inits.initialise` reads where they start.
+        # choice: book/choices.md#recurrent-networks
+        # Unlike the LSTM's forget bias these ones are TensorFlow variables: they are scored and may be pruned.
+        # `inits.initialise` reads where they start.
         self.gates.bias_start = 1.0
         self.candidate = nn.Linear(2 * units, units)
         self.fc = nn.Linear(units, n_classes)
@@ -261,5 +264,6 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "gru_b": partial(GRU, units=256),
 }
 
-# Batch norm's constants, which the paper does not state. choice: batch norm constants
+# Batch norm's constants, which the paper does not state.
+# choice: book/choices.md#batch-norm-constants
 BATCH_NORMS = {"tensorflow": {"eps": 1e-3, "momentum": 0.01}, "torch": {"eps": 1e-5, "momentum": 0.1}}

@@ -9,23 +9,50 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _ntuple
 from torch.overrides import TorchFunctionMode
 
 from .masks import Mask, mask_of, named, sparsity_of
-from .saliency import CONNECTIONS, each_tensor, held, is_bias, one_example, plain_copy, shape_of, tensors_of, why
+from .saliency import (
+    CONNECTIONS,
+    each_tensor,
+    exact_arithmetic,
+    held,
+    is_bias,
+    one_example,
+    plain_copy,
+    shape_of,
+    tensors_of,
+    why,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def _between(t: Tensor) -> Tensor:
-    """Bring what is not 0 between a half and one in size: no depth overflows, and 0 stays 0."""
-    return t.sign() * (1 + t.abs() / t.abs().max().clamp_min(1e-300)) / 2
+    """Bring what is not 0 between a quarter and one in size: no depth overflows, and 0 stays 0.
+
+    By a factor drawn each time: else the largest is always one, and cancels where a layer is used twice.
+    """
+    return t.sign() * (1 + t.abs() / t.abs().max().clamp_min(1e-300)) * (1 + torch.rand(())) / 4
 
 
 def _straight(t: Tensor) -> Tensor:
     """Return `t` with the values of `_between`; a gradient goes straight through."""
     return t + (_between(t) - t).detach()
+
+
+def _mean_pool(pool, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, **_) -> Tensor:
+    """Return the mean over each window of `pool`, a function like `max_pool2d`; torch's own has no dilation."""
+    stride = stride or kernel_size
+    shape = pool(input, kernel_size, stride, padding, dilation, ceil_mode).shape
+    n = int(pool.__name__[-2])
+    windows = map(_ntuple(n), (kernel_size, stride, padding, dilation))
+    for dim, (k, step, pad, gap) in zip(range(-n, 0), zip(*windows, strict=True), strict=True):
+        input = nn.functional.pad(input, (0, 0) * (-1 - dim) + (pad, pad + step))  # one window more, for ceil_mode
+        input = input.unfold(dim, gap * (k - 1) + 1, step)[..., ::gap].mean(-1).narrow(dim, 0, shape[dim])
+    return input
 
 
 class PathCounting(TorchFunctionMode):
@@ -55,26 +82,29 @@ class PathCounting(TorchFunctionMode):
     def undone(self, func, args: tuple, kwargs: dict):
         name = getattr(func, "__name__", "")
         if name in self.IDENTITY:
-            return args[0] if args else kwargs["input"]
-        if name.startswith(("max_pool", "adaptive_max_pool")) and "with_indices" not in name:
-            pool = getattr(nn.functional, name.replace("max", "avg"))
-            given = {k: v for k, v in kwargs.items() if k in ("kernel_size", "stride", "padding", "ceil_mode")}
-            return pool(*args[:4], **given)
+            t = args[0] if args else kwargs["input"]
+            # What a softmax is given as -inf, or as the lowest number, has weight 0.
+            return torch.where(t.abs() < 1e30, t, 0) if "softmax" in name else t
+        if name.startswith("max_pool") and "with_indices" not in name:
+            return _mean_pool(func, *args, **kwargs)
+        if name.startswith("adaptive_max_pool") and "with_indices" not in name:
+            return getattr(nn.functional, name.replace("max", "avg"))(*args[:2])
         t = args[0] if args else kwargs.get("input")
         real = isinstance(t, Tensor) and t.is_floating_point() and t.numel()
         if name in self.CHOOSING | self.FLATTENING and not real:  # places and counts carry no path
             return func(*args, **kwargs)
+        share = 0.25 if "min" in name else 0.5  # a network may divide by the largest less the smallest: not 0
         if name in ("amax", "amin"):
-            return torch.mean(*args, **kwargs)
+            return torch.mean(*args, **kwargs) * share
         if name in ("maximum", "minimum", "max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
-            return torch.lerp(*args[:2], 0.5)
+            return torch.lerp(*args[:2], share)
         if name in self.FLATTENING:
             args, kwargs = (_straight(t), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
         if name in ("median", "nanmedian") and len(args) == 1 and not kwargs:
             return torch.mean(*args)
         result = func(*args, **kwargs)
         if name in ("max", "min", "median", "nanmedian") and isinstance(result, tuple):  # over a dimension
-            return type(result)((torch.mean(*args, **kwargs), result.indices))
+            return type(result)((torch.mean(*args, **kwargs) * share, result.indices))
         if name == "topk":
             dim = kwargs.get("dim", args[2] if len(args) > 2 else -1)
             return type(result)((torch.mean(t, dim, keepdim=True).expand_as(result.values), result.indices))
@@ -101,12 +131,17 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
     still lets its product through.
 
     Raises:
-        ValueError: the mask or the input does not fit.
+        ValueError: the mask or the input does not fit, no output has a gradient, or a derivative is not finite.
     """
     named(model, mask)
-    twin = plain_copy(model).double().eval().requires_grad_(False)
+    with exact_arithmetic(model):
+        return _on_live_path(model, mask, x)
+
+
+def _on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
+    twin = plain_copy(model).double().eval()
     parameters = named(twin, mask)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.default_generator.manual_seed(0)  # `exact_arithmetic` restores it
 
     def positive(t: Tensor) -> Tensor:
         return (0.5 + torch.rand(t.shape, generator=generator, dtype=torch.float64) / 2).to(t.device)
@@ -126,21 +161,29 @@ def on_live_path(model: nn.Module, mask: Mask, x: Tensor) -> Mask:
 
     def example(t: Tensor) -> Tensor:
         # In general position: what attention and gates compare must not be equal.
-        return (positive(t) if t.is_floating_point() else t).to(device)
+        return (positive(t) if t.is_floating_point() else t.clone()).to(device)
 
     if isinstance(x, Tensor) and x.dim() and not len(x):
         raise ValueError(f"The example {shape_of(x)} is empty.")
     x = each_tensor(example, one_example(x))
-    with torch.enable_grad(), PathCounting():
-        for p in parameters.values():
-            p.requires_grad_(True)
+    for p in twin.parameters():  # all: an output that depends on none of those of the mask has a gradient too
+        p.requires_grad_(p.is_floating_point() or p.is_complex())
+    with PathCounting():
         try:
             output = twin(x)
         except Exception as error:
             raise ValueError(f"The network refuses an input {shape_of(x)}: {why(error, x)}") from error
-    total = sum(t.sum() for t in tensors_of(output) if t.requires_grad)
-    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    return {n: mask[n] & (grad != 0).to(mask[n].device) for n, grad in zip(parameters, grads, strict=True)}
+    outputs = [t for t in tensors_of(output) if t.requires_grad]
+    if not outputs:
+        raise ValueError(f"No output of {type(model).__name__} has a gradient, so no path to one can be followed.")
+    # Each output weighs differently: those of a softmax or of a difference from the mean have a constant sum.
+    cotangents = [positive(t).to(t.dtype) for t in outputs]
+    masked = list(parameters.values())
+    grads = torch.autograd.grad(outputs, masked, cotangents, allow_unused=True, materialize_grads=True)
+    grads = dict(zip(parameters, grads, strict=True))
+    if lost := [name for name, grad in grads.items() if not torch.isfinite(grad).all()]:
+        raise ValueError(f"The derivatives in {', '.join(lost[:3])} are not finite, so their paths cannot be followed.")
+    return {name: mask[name] & (grad != 0).to(mask[name].device) for name, grad in grads.items()}
 
 
 def _has_input(module: nn.Module, kept: Tensor) -> Tensor:
@@ -162,7 +205,7 @@ def report(model: nn.Module, mask: Mask | None = None, x: Tensor | None = None) 
     `x`) and `collapsed`, the names of weights with no (live) connection.
 
     Raises:
-        ValueError: the mask or the example does not fit.
+        ValueError: the mask or the example does not fit, or `on_live_path` cannot follow the paths.
     """
     import pandas as pd
 

@@ -1,6 +1,6 @@
 """The figure forms of the book: PNG, colour-blind safe, and never by colour alone.
 
-Each takes the same rows as the table beside it.
+Each takes the same rows as the table beside it; those of the paper are its Figures 1 to 4. The last module to read.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """Single-shot pruning: Algorithm 1 of the paper, for any network, and its repetition in rounds.
 
-``mask = prune(model, x, y, sparsity=0.95)``: one forward and one backward pass.
+``mask = prune(model, x, y, sparsity=0.95)``: one forward and one backward pass. Read `structured` next.
 """
 
 import itertools
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from .masks import Mask, checked, collapsed, keep_top, keep_top_per_layer, n_kept
@@ -65,8 +66,20 @@ def exponential_schedule(sparsity: float, rounds: int) -> list[float]:
     return [1 - (1 - sparsity) ** (i / rounds) for i in range(1, rounds)] + [sparsity]
 
 
+# choice: book/choices.md#rounds
 # "force" (de Jorge et al., 2021): the exponential schedule, and what was removed may return.
 SCHEDULES = {"snip_it": snip_it_schedule, "exponential": exponential_schedule, "force": exponential_schedule}
+
+
+def _pair(pair: Any) -> tuple[Any, Any]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"batches= gives pairs (x, y), not a batch {shape_of(pair)}.")
+    return pair[0], pair[1]
+
+
+def _n_examples(x: Any, y: Any) -> int:
+    """Return how many examples a batch has: the labels' first dimension or, without labels, that of `x`."""
+    return next((len(t) for t in tree_leaves((y, x)) if isinstance(t, Tensor) and t.dim()), 1)
 
 
 def accumulated(
@@ -82,16 +95,19 @@ def accumulated(
     """Score several batches as one (Section 4.2: "accumulate ... or take an exponential moving average").
 
     "sum_then_abs": |sum g|, as if the batches were one (batch norm apart), for the criteria that are the absolute value
-    of a derivative or a change (`SIGNED`), and "abs_then_sum" for the others; "abs_then_sum": the sum of each batch's
-    own scores (SNIP's: |g| / sum |g|, Eq. 6); "moving_average": s <- 0.9 s + 0.1 of the next batch's, from the first
-    batch's on.
+    of a derivative or a change (`SIGNED`), and "abs_then_sum" for the others; a batch weighs by its number of examples
+    over the first one's, as in a mean loss over them all. "abs_then_sum": the sum of each batch's own scores (SNIP's:
+    |g| / sum |g|, Eq. 6); "moving_average": s <- 0.9 s + 0.1 of the next batch's, from the first batch's on.
     """
+    # choice: book/choices.md#several-batches
     before_abs = signed.get(method) if accumulate == "sum_then_abs" else None
-    criterion, total = before_abs or criteria[method], None
+    criterion, total, first = before_abs or criteria[method], None, None
     for pair in batches:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"batches= gives pairs (x, y), not a batch {shape_of(pair)}.")
-        scores = criterion(model, *pair, **scoring)
+        x, y = _pair(pair)
+        scores, n = criterion(model, x, y, **scoring), _n_examples(x, y)
+        first = first or n
+        if before_abs and n != first:  # a loader's last batch
+            scores = {name: s * (n / first) for name, s in scores.items()}
         if total is None:
             total = scores
         elif accumulate == "moving_average":
@@ -227,10 +243,12 @@ def prune(
             )
     schedule = schedule or "snip_it"
     targets, returning = SCHEDULES[schedule](sparsity, rounds), schedule == "force"
+    if returning and method == "exact":
+        raise ValueError('"exact" tells what a removal changes, nothing of what is removed: "force" is for the others.')
     if structured:
         if not batches:
             raise ValueError(NO_BATCH)
-        units = units_of(model, batches[0][0], only=only, exclude=exclude)
+        units = units_of(model, _pair(batches[0])[0], only=only, exclude=exclude)
         scoring |= {"criteria": UNIT_CRITERIA, "signed": SIGNED_UNIT_CRITERIA, "units": units}
         kept, scored = (None, None) if mask is None else (read_under(units, mask), mask)
         for target in targets if kept is None else _still_open(targets, kept):

@@ -2,6 +2,7 @@
 
 Projected gradient descent (Madry et al., 2018), in pixel units. The robustness studies of Verdenius, Stol & Forre
 (2020) attack one batch; `attacked` takes a sample of the test set, the same for every way to prune.
+Read `models` next.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ ATTACKED = 50  # test images of each class
 ATTACK = {"steps": 40, "restarts": 2, "leak": 0.2, "aims": 50}  # how rows are attacked, and what they say of it
 
 
+@torch.inference_mode(False)  # else there are no gradients
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -189,7 +191,7 @@ def attack_success(
         raise ValueError(f"eps is a list of radii and chunk 1 or more, not {eps} and {chunk}.")
     _check(x, y)
     attack = {"others": x} | attack
-    radii, right = sorted(eps), 0
+    radii, right = sorted(set(eps)), 0
     for radius in radii:
         pgd(model, x[:0], y[:0], eps=radius, **attack)  # refuses what is no attack, even if no image is right
     turned = dict.fromkeys(radii, 0)
@@ -225,7 +227,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generat
     labels = y.cpu()[order]
     chosen = torch.cat([order[labels == label][:ATTACKED] for label in labels.unique()]).to(x.device)
     x, y = x[chosen], y[chosen]
-    found: dict = {"attack": dict(ATTACK), "attacked_images": len(chosen)}
+    found: dict = {"attack": dict(ATTACK), "attacked_images": len(chosen)}  # choice: book/choices.md#attacks
     for norm, radii in RADII.items():
         every = attack_success(model, x, y, eps=radii, norm=norm, chunk=100, **ATTACK)
         by_gradients = ATTACK | {"restarts": 1, "aims": 0}  # noise or a look at other images turns many by itself

@@ -1,7 +1,8 @@
 """Runs and rows: what decides a trained network, its name, and the record of its outcome.
 
 A `Run` is one network trained once; its row is one line of ``results/<chapter>.jsonl``.
-`sweep` declares an experiment, `collect` returns the rows there are and trains what is missing.
+`sweep` declares an experiment of Section 5, `collect` returns the rows there are and trains what is missing.
+Read `tables` next.
 """
 
 import contextlib
@@ -80,14 +81,16 @@ class Run:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    # choice: book/choices.md#learning-rate
     decay: float = 0.1  # the rate is multiplied by this every `decay_every` steps
     decay_every: int = 25_000
-    steps: int = 125_000
+    steps: int = 125_000  # choice: book/choices.md#length-of-training
     batch_size: int = 100
     augment: str = "none"
     random_labels: bool = False
     recipe: int = 1  # raised by hand when the meaning of the code changes
-    init_sd: float = 1.0  # standard deviation of "rn" and "tn", which the paper does not state
+    # choice: book/choices.md#standard-deviation-of-the-fixed-variance-initialisers
+    init_sd: float = 1.0  # of "rn" and "tn"
     score_batches: int = 1  # so many batches of `score_examples` are accumulated
     score_split: str = "train"  # or "val"
     accumulate: str = "sum_then_abs"  # how batches add up; the choices are `prune`'s
@@ -105,6 +108,7 @@ class Run:
     pixels: str = "normalised"  # or "raw": in [0, 1]; or "inverted": normalised and negated
     batch_norm: str = "tensorflow"  # eps 1e-3, momentum 0.01; or "torch": eps 1e-5, momentum 0.1
     decayed: str = "all"  # weight decay on weights and biases, or on "weights" only
+    # choice: book/choices.md#precision
     precision: str = "float32"  # of forward and backward pass; or "bf16": autocast, with float32 weights and updates
     structured: bool = False  # remove units and filters; `sparsity` is of these (`structured.units_of`)
     attacked: bool = False  # after training, attack the network (`robustness.attacked`)
@@ -143,10 +147,10 @@ class Run:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}.")
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is the fraction removed, in [0, 1), not {self.sparsity}.")
-        for name in ("rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale"):
+        for name in ("rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale", "decay", "init_sd"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is positive, not {getattr(self, name)}.")
-        for name in ("steps", "score_examples", "delay", "every", "retrain"):
+        for name in ("steps", "score_examples", "delay", "every", "retrain", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is 0 or more, not {getattr(self, name)}.")
         if not self.steps and not self.sparsity:
@@ -213,8 +217,9 @@ def at_profile(profile: str, runs: Iterable[Run]) -> list[Run]:
     if profile == "paper":
         return runs
     if profile == "short":
-        timed = ("steps", "decay_every", "delay", "every")
-        return [replace(r, **{name: getattr(r, name) // 10 for name in timed}) if r.steps else r for r in runs]
+        timed = ("steps", "decay_every", "delay", "every")  # what is not 0 stays so, or it were another experiment
+        tenth = [{name: max(min(1, getattr(r, name)), getattr(r, name) // 10) for name in timed} for r in runs]
+        return [replace(r, **fields) if r.steps else r for r, fields in zip(runs, tenth, strict=True)]
     if profile == "smoke":
         return [_smoke(r) for r in runs if r.seed < 1]
     raise ValueError(f"Unknown profile {profile!r}: choose one of smoke, short, paper.")

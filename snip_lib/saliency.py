@@ -142,6 +142,7 @@ def prunable(
             f"there are {', '.join([*name_of.values()][:8])}{', ...' if len(name_of) > 8 else '.'}"
         )
     weights = {name: p for name, p in found.items() if not is_bias(name, p)}
+    # choice: book/choices.md#biases
     every_bias = {name: p for name, p in found.items() if is_bias(name, p)} if biases else {}
     if not weights | every_bias or (only is None and not weights):
         if any(not is_bias(name, p) for foreign, name, p in candidates if only or not foreign):
@@ -293,9 +294,9 @@ def scoring_copy(model: nn.Module, *, dtype: torch.dtype, bn: str) -> nn.Module:
         raise ValueError(f'score_bn is "batch" or "fresh", not {bn!r}.')
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"Scores are computed in torch.float32 or torch.float64, not {dtype}.")
-    twin = plain_copy(model).to(dtype).eval()
+    twin = plain_copy(model)._apply(lambda t: t.to(dtype) if t.is_floating_point() else t).eval()  # complex as it is
     for module in twin.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # choice: book/choices.md#batch-norm-while-scoring
             if bn == "batch":
                 module.train()
             elif module.running_mean is None:  # track_running_stats=False would use the batch
@@ -439,7 +440,7 @@ def each_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def one_example(value: Any) -> Any:
     """Return the first example of a batch, [1, ...]; a packed sequence stays whole."""
-    return tree_map_only(Tensor, lambda t: t[:1], value, is_leaf=_packed)
+    return tree_map_only(Tensor, lambda t: t[:1] if t.dim() else t, value, is_leaf=_packed)
 
 
 def _packed(value: Any) -> bool:
@@ -635,6 +636,7 @@ def obd_gauss_newton(model: nn.Module, x: Any, y: Any, **scoring) -> Scores:
     Raises:
         ValueError: the output or `y` is no tensor, or they differ in their first dimension.
     """
+    # choice: book/choices.md#the-diagonal-of-the-hessian
     with trial(model, x, y, **scoring) as t:
         output, leaves = _by_example(t, "obd_gauss_newton"), list(t.masked.values())
         t.loss_of(output, t.y)  # refuses what cannot be scored

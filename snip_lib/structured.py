@@ -3,9 +3,11 @@
 Verdenius, Stol & Forre (2020): SNIP's criterion, for a gate on each unit in place of a switch on each
 connection. ``prune(model, x, y, sparsity=0.5, structured=True)`` returns the mask, `shrink` the small network.
 Which layers write and read a unit is found by Torch-Pruning (Fang et al., 2023), an optional extra.
+Read `paths` next.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,7 +20,9 @@ from .saliency import (
     NORMS,
     computed,
     connection_gradients,
+    each_tensor,
     evaluated,
+    exact_arithmetic,
     held,
     one_example,
     placed,
@@ -49,9 +53,11 @@ def units_of(
     """Return the units that may be removed, by the name of the first layer that computes them.
 
     A unit is an output of a linear layer or a filter of a convolution. Where a shortcut adds the outputs of
-    several layers, their units of one number are one unit. The outputs of the network stay, and those of the
-    first layer unless `only` names it; so does what goes through a layer that mixes units, like layer norm,
-    attention and grouped convolutions (but not depthwise ones), or through one that is called twice.
+    several layers, their units of one number are one unit. The outputs of the network stay, also where a layer
+    reads them (what is detached, or an integer, does not show what it depends on), and those of the first layer
+    unless `only` names it; so does what goes through a layer that mixes units, like layer norm, attention and
+    grouped convolutions (but not depthwise ones), through one that is called twice, or through one that shares
+    a parameter with another.
 
     `x` is an example, [B, ...]; `only` and `exclude` name layers, as in `prunable`.
 
@@ -67,7 +73,8 @@ def units_of(
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no unit to remove: that takes a linear or convolutional layer, not the "
-            "first nor the last, whose outputs only such layers read (transposed convolutions are none)."
+            "first nor the last, with parameters of its own, whose outputs only such layers read (transposed "
+            "convolutions are none)."
         )
     return found
 
@@ -88,26 +95,32 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
     calls: list[nn.Module] = []
     layers = [module for module in twin.modules() if isinstance(module, CONNECTIONS)]
     hooks = [module.register_forward_hook(lambda module, *_: calls.append(module)) for module in layers]
+    # Where layers detach what they read, an output still depends on the units that reach it past all of them.
+    for module in layers:
+        if isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1:
+            hooks.append(module.register_forward_pre_hook(_detached, with_kwargs=True))
     try:
-        with torch.no_grad():
-            twin(x)
+        with exact_arithmetic(twin):
+            output = twin(x)
     except Exception as error:
         raise ValueError(f"The network refuses an example {shape_of(x)}: {why(error, x)}") from error
     for hook in hooks:
         hook.remove()
+    outside = _leaves(output)
     graph = torch_pruning.DependencyGraph()
     try:
-        with torch.enable_grad():
+        with exact_arithmetic(twin):
             graph.build_dependency(twin, (x,), output_transform=_traced, verbose=False)
         followed = list(graph.get_all_groups(root_module_types=LAYERS))
     except Exception as error:
         raise ValueError(f"Torch-Pruning cannot follow this network ({error}): no unit is removed.") from error
     known, groups = prunable(twin, exclude=computed(twin)), {}
+    places_of = Counter(id(p) for _, _, _, p in held(twin))
     for group in followed:
         written, read = {}, {}
         for item in group:
             module = item.dep.target.module
-            if not _unit_by_unit(module):
+            if not _unit_by_unit(module) or any(places_of[id(p)] > 1 for p in module.parameters()):
                 break
             if isinstance(module, LAYERS):
                 weight = f"{name_of[module]}.weight"
@@ -119,7 +132,7 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
                     break  # GLU, PixelShuffle: Torch-Pruning did not see that fewer come out than went in
                 (written if writes else read)[weight] = places
         else:
-            if read:  # what no layer reads is an output of the network
+            if read and not any(id(known[weight]) in outside for weight in written):
                 name = min(written, key=list(known).index).removesuffix(".weight")
                 groups[name] = Units(len(group[0].idxs), written, read), group
     order = [name for name in name_of.values() if name in groups]
@@ -128,6 +141,21 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[nn.Module, Any, dict[str, tupl
 
 def _traced(output: Any) -> list[Tensor]:
     return [t for t in tensors_of(output) if t.requires_grad]
+
+
+def _detached(_, args: tuple, kwargs: dict) -> tuple:
+    return each_tensor(Tensor.detach, (args, kwargs))
+
+
+def _leaves(output: Any) -> set[int]:
+    """Return the ids of the parameters that an output depends on; no value, like 0 after a ReLU, can hide one."""
+    seen, steps = set(), [t.grad_fn for t in tensors_of(output)]
+    while steps:
+        step = steps.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            steps += [before for before, _ in step.next_functions]
+    return {id(step.variable) for step in seen if hasattr(step, "variable")}
 
 
 def _unit_by_unit(module: Any) -> bool:
@@ -153,6 +181,7 @@ def gate_gradients(
     unit's own weights and bias. With batch norm it is not: scaling a unit before its normalisation changes
     nothing, so a gate there would have no derivative. `scoring` as in `trial`; g is taken at `mask`.
     """
+    # choice: book/choices.md#where-gates-stand
     g = connection_gradients(model, x, y, mask=mask, **scoring)
     gates = {}
     for name, layer in units.items():
@@ -246,7 +275,7 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     Raises:
         ValueError: a mask or an example that does not fit, or a network whose operations mix units in a way
             that was not seen: the outputs for `x` and for `x` times random numbers, in evaluation mode, are compared,
-            to the square root of the precision. ImportError: no Torch-Pruning.
+            to the square root of the precision, integers exactly. ImportError: no Torch-Pruning.
     """
     mask = mask_of(model) if mask is None else mask
     twin, graph, groups, _ = _follow(apply_mask(plain_copy(model), mask), x)
@@ -258,11 +287,16 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
         examples[1] *= 0.5 + torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x) / 2
 
     def outputs() -> list[list[Tensor]]:
-        with torch.no_grad():
+        with exact_arithmetic(twin), torch.no_grad():  # both times from the same state of the random numbers
             return [tensors_of(twin(example.clone())) for example in examples]
 
     def sound(found: list[Tensor]) -> bool:
         return all(t.numel() and torch.isfinite(t).all() for t in found)
+
+    def close(a: Tensor, b: Tensor) -> bool:
+        if not a.is_floating_point() and not a.is_complex():
+            return torch.equal(a, b)
+        return a.shape == b.shape and bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
 
     before = outputs()
     if not sound(before[0]):
@@ -276,17 +310,18 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
                 root = groups[name][1][0].dep
                 graph.get_pruning_group(root.target.module, root.handler, (~kept).nonzero().flatten().tolist()).prune()
         same = all(
-            a.shape == b.shape and bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
+            close(a, b)
             for whole, small in zip(before, outputs(), strict=True)
             for a, b in zip(whole, small, strict=True)
             if sound(whole)
         )
-    except (RuntimeError, ValueError, IndexError, TypeError):  # a width in the forward pass, a mean in the output
+    except (RuntimeError, ValueError, IndexError):  # a width in the forward pass, a mean in the output
         same = False
     if not same:
         raise ValueError(
             f"{type(model).__name__} cannot be made small: without the units that nobody reads it computes something "
-            "else, or nothing. Its forward pass mixes units, or their number is written into it or into a buffer."
+            "else, or nothing. Its forward pass mixes units or draws random numbers for them, or their number is "
+            "written into it or into a buffer."
         )
     for name, p in twin.named_parameters():
         p.requires_grad_(trained[name])
@@ -298,8 +333,8 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
 def measure(model: nn.Module, x: Tensor, *, repeats: int = 5) -> dict[str, float]:
     """Return what a network costs: its `parameters`, `multiply_adds` for one example, and `seconds` for the batch `x`.
 
-    Multiply-adds are those of linear layers and convolutions. Seconds are the shortest of `repeats` forward
-    passes in evaluation mode, after one to warm up.
+    Multiply-adds are those of linear layers and convolutions, transposed ones too. Seconds are the shortest of
+    `repeats` forward passes in evaluation mode, after one to warm up.
 
     Raises:
         ValueError: a batch that is empty or that the network refuses; no repeat.
@@ -308,10 +343,13 @@ def measure(model: nn.Module, x: Tensor, *, repeats: int = 5) -> dict[str, float
         raise ValueError(f"A batch has 1 example or more, and repeats is 1 or more, not {shape_of(x)} and {repeats}.")
     counts, took = [], []
 
-    def count(module: nn.Module, _, output: Tensor) -> None:
-        counts.append(output[0].numel() * module.weight[0].numel())
+    def count(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        many = output if isinstance(module, LAYERS) else tensors_of((args, kwargs))[0]  # `weight[0]` is of one input
+        counts.append(many[0].numel() * module.weight[0].numel())
 
-    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, LAYERS)]
+    kinds = (*LAYERS, nn.modules.conv._ConvTransposeNd)
+    counted = [module for module in model.modules() if isinstance(module, kinds)]
+    hooks = [module.register_forward_hook(count, with_kwargs=True) for module in counted]
     try:
         with torch.inference_mode(), evaluated(model):
             try:

@@ -106,22 +106,32 @@ def settled(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired(ours: pd.DataFrame, theirs: pd.DataFrame, field: str = "test_error") -> pd.Series:
-    """Return `field` of our rows minus that of theirs, for each seed that has both.
+    """Return `field` of our rows minus that of theirs, for each seed that has both; errors: as `by_seed`."""
+    _one_a_seed(ours, theirs)
+    return (ours.set_index("seed")[field].astype(float) - theirs.set_index("seed")[field].astype(float)).dropna()
+
+
+def by_seed(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """Return the pairs of rows of one seed, a line each: ``<field>_x`` is ours, ``<field>_y`` theirs.
 
     Raises:
         ValueError: a seed occurs twice among ours, or among theirs.
     """
-    for rows in (ours, theirs):
+    _one_a_seed(ours, theirs)
+    return ours.merge(theirs, on="seed")
+
+
+def _one_a_seed(*groups: pd.DataFrame) -> None:
+    for rows in groups:
         if rows["seed"].duplicated().any():
             raise ValueError("Rows are paired by seed, so a group has one row a seed: these are of several runs.")
-    return (ours.set_index("seed")[field].astype(float) - theirs.set_index("seed")[field].astype(float)).dropna()
 
 
 def interval(values: Iterable[float]) -> tuple[float, float, float]:
     """Return the mean and the ends of its 95 % interval (Student's t); NaN ends below two values."""
     from scipy import stats
 
-    values = pd.Series(list(values), dtype=float)
+    values = pd.Series(list(values), dtype=float).dropna()
     mean, n = values.mean(), len(values)
     if n < 2:
         return mean, math.nan, math.nan
@@ -214,7 +224,7 @@ def agreement(ours: pd.DataFrame, theirs: pd.DataFrame, field: str) -> Cell | st
     """Return for how many of the seeds that both have `field` is the same: "5 of 5"; "not run yet" without any."""
     if ours.empty or theirs.empty:  # then the column may be missing, too
         return "not run yet"
-    pairs = ours.merge(theirs, on="seed")
+    pairs = by_seed(ours, theirs)
     same = pairs[f"{field}_x"] == pairs[f"{field}_y"]
     return cell(f"{same.sum()} of {len(same)}", f"equal {field}", ours, theirs) if len(same) else "not run yet"
 
@@ -231,7 +241,7 @@ def moved(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.Series:
 
     Half the sum over layers of the absolute difference of what they keep, over all that is kept.
     """
-    pairs = ours.merge(theirs, on="seed")
+    pairs = by_seed(ours, theirs)
     kept = zip(pairs["kept_x"], pairs["kept_y"], strict=True)
     shares = [sum(abs(n - b[layer]) for layer, n in a.items()) / 2 / sum(a.values()) for a, b in kept]
     return pd.Series(shares, dtype=float)

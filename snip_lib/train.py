@@ -51,6 +51,7 @@ from .saliency import evaluated, is_bias, prunable
 from .structured import measure, shrink
 
 CHECKPOINT_S = 45.0  # a killed run loses at most about this much work
+# choice: book/choices.md#divergence
 DIVERGED_ERROR = 80.0  # percent of the validation set: no better than two classes of ten
 LOOK_EVERY = 100  # steps: looking at a number makes a GPU wait
 AGAIN = "delete it, and its run begins anew"  # what to do with a damaged checkpoint
@@ -128,7 +129,7 @@ def mask_for(run, model: nn.Module, data: Data, *, step: int | None = None, with
             structured=run.structured,
             prune_biases=run.prune_biases,
             score_bn=run.score_bn,
-            dtype=torch.float64,
+            dtype=torch.float64,  # choice: book/choices.md#precision-of-scores
             generator=generator(run.seed, "random mask"),
         )
     if run.control == "shuffle":
@@ -161,6 +162,7 @@ def error_percent(model: nn.Module, x: Tensor, y: Tensor, *, chunk: int = 1000) 
 
 def make_optimizer(run, model: nn.Module) -> torch.optim.Optimizer:
     """Return SGD with momentum, or Adam. Weight decay is on weights and, mostly, biases; not on batch norm."""
+    # choice: book/choices.md#weight-decay
     decayed = [p for p in prunable(model).values() if run.decayed == "all" or p.dim() > 1]
     rest = [p for p in model.parameters() if all(p is not q for q in decayed)]
     groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -292,7 +294,7 @@ def scored(run, data: Data) -> tuple[nn.Module, Mask | None]:
 
 def draw_again(run, model: nn.Module) -> None:
     """Give `model` other weights than those that were scored, where `run` says so."""
-    if run.train_init != "same":
+    if run.train_init != "same":  # choice: book/choices.md#weights-trained
         init = run.init if run.train_init == "fresh" else run.train_init
         initialise(model, init, generator(run.seed, "train_init"), sd=run.init_sd, bias_init=run.bias_init)
 
@@ -301,6 +303,7 @@ def train_labels(run, labels: Tensor) -> Tensor:
     """Return the labels of the training examples [N], in random order where `run` says so."""
     if not run.random_labels:
         return labels
+    # choice: book/choices.md#random-labels
     order = torch.randperm(len(labels), generator=generator(run.seed, "labels"))
     return labels[order.to(labels.device)]
 
@@ -483,6 +486,7 @@ def learn(t: Training, forward: Callable[[Tensor], Tensor], seen: Tensor) -> Non
 def mask_again(t: Training) -> None:
     """Score the network as it is now and mask it further."""
     began = time.perf_counter()
+    # choice: book/choices.md#masks-in-the-course-of-training
     t.mask = mask_for(t.run, t.model, t.data, step=t.progress["step"], within=t.mask)
     if t.run.rewind:
         t.optimizer.state.clear()
@@ -564,7 +568,7 @@ def outcome(
     left = report(model.cpu(), mask, data.x_test[:1].cpu()).loc[list(mask)] if mask else None
     weights = left[[not is_bias(name, kept) for name, kept in mask.items()]] if mask else None
     return {
-        "test_error": tested[-1],
+        "test_error": tested[-1],  # choice: book/choices.md#reported-error
         "test_error_best_val": tested[best],
         "test_error_best5": min(last_five, default=tested[-1]),
         "val_error": validated[-1],

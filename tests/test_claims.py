@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 import subprocess
 from decimal import Decimal
@@ -100,6 +101,11 @@ def test_within_the_margin_means_that_the_90_percent_interval_lies_inside(values
 def test_one_value_proves_nothing_and_equal_ones_prove_what_they_are():
     assert claims.p_above([5.0], 0) == claims.p_above([], 0) == 1
     assert claims.p_above([0.3] * 3, 0.2) == 0 and claims.p_above([0.3] * 3, 0.3) == 1
+    assert claims.p_above([0.9] * 13, 0.9) == 1 and claims.p_within([0.1] * 6, 0.1) == 1  # their sd is 1e-17, not 0
+
+
+def test_what_is_missing_counts_nowhere_in_an_interval():
+    assert claims.interval([0.1, math.nan, 0.2, 0.3]) == claims.interval([0.1, 0.2, 0.3])
 
 
 def test_holm_on_a_worked_example():
@@ -565,8 +571,8 @@ def test_disconnects_compares_how_often(world, one_shot, in_steps, verdict):
             world.add(run, effective_sparsity=0.99, live_weights=live, kept=kept)
     judged = world.judge("X1")
     assert judged.verdict.startswith(verdict) and judged.n == 20
-    table = [[2 * in_steps, 40 - 2 * in_steps], [2 * one_shot, 40 - 2 * one_shot]]
-    assert judged.tests[0].p == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)
+    only_one_shot, only_in_steps = max(0, one_shot - in_steps), max(0, in_steps - one_shot)  # seeds, not masks
+    assert judged.tests[0].p == pytest.approx(1.0 if only_in_steps else 0.5**only_one_shot)
     assert judged.tests[0].said == f"{in_steps} of 20, {in_steps} of 20 against {one_shot} of 20, {one_shot} of 20"
 
 
@@ -591,6 +597,28 @@ def test_disconnection_is_as_well_known_as_at_the_sparsity_with_fewest_masks(wor
         world.add(run, effective_sparsity=[1.0 if rounds == 1 else 0.99] * n, kept=[{"a.weight": 5}] * n)
     judged = world.judge("X1")
     assert judged.n == 12 and judged.met and judged.limits == ("only 12 seeds",)
+
+
+def test_masks_of_one_seed_are_one_witness_of_disconnection(world):
+    """Two seeds that are cut at two sparsities are two, not four; and with few seeds "none" refutes nothing."""
+    world.criteria(DISCONNECTS.replace(",0,20,", ",0,5,"))
+    for rounds, cut in ((1, 2), (7, 0)):
+        for sparsity in (0.99, 0.999):
+            run = dataclasses.replace(SCORED, sparsity=sparsity, rounds=rounds)
+            world.add(
+                run, effective_sparsity=0.99, live_weights=[0] * cut + [9] * (5 - cut), kept=[{"a.weight": 5}] * 5
+            )
+    judged = world.judge("X1")
+    assert judged.tests[0].p == 0.25 and judged.verdict.startswith("undecided")
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(4, "undecided"), (5, "not reproduced")])
+def test_that_nothing_is_disconnected_refutes_with_as_many_seeds_as_the_claim_needs(world, n, verdict):
+    world.criteria(DISCONNECTS.replace(",0,20,", ",0,5,"))
+    for rounds, sparsity in itertools.product((1, 7), (0.99, 0.999)):
+        run = dataclasses.replace(SCORED, sparsity=sparsity, rounds=rounds)
+        world.add(run, effective_sparsity=0.99, live_weights=[9] * n, kept=[{"a.weight": 5}] * n)
+    assert world.judge("X1").verdict.startswith(verdict)
 
 
 def test_every_kind_has_a_test_here():
@@ -953,6 +981,9 @@ def test_the_rates_written_down_are_what_the_rule_gives(committed):
             run = Run(line["model"], line["dataset"], **claims.settings(line["fields"])[0])
             assert claims.stable_rate(run, profile, _complete) == float(rate), claim
             n_decided += 1
+        shown = claims.learning_rates().filter(like=f"{claim}: ", axis=0).iloc[0]
+        found = [f"{p}: {shown[p]}" for p in ("short", "paper") if re.fullmatch(r"[\d.]+", shown[p])]
+        assert line["decided"] == "; ".join(found), f"{claim}: a rate that the rule gives is written down"
     assert n_decided
 
 
@@ -1025,10 +1056,11 @@ def test_what_is_called_table_1_in_the_answer_is_the_whole_of_it(committed):
 
 def test_the_front_pages_tell_what_was_tested_and_undecided_from_what_was_not(world):
     lines = [f"X{i},5,02,no_loss,lenet300,mnist,{s},,,,0.3,{n},No.,\n" for i, (s, n) in enumerate(UNTESTED)]
-    world.criteria(*lines, "X9,5,02,no_loss,lenet300,mnist,0.1,,,,0.3,5,No loss.,replaced by X1\n")
+    world.criteria(*lines, "X9,our reading of SNIP-it,02,no_loss,lenet300,mnist,0.1,,,,0.3,5,No loss.,replaced by X1\n")
     noisy = [0.3, 3.1, 1.9, 0.2, 2.8, 1.4]
     world.errors({0.0: STEADY, 0.1: noisy, 0.2: noisy, 0.4: noisy[:1], 0.5: plus(STEADY, 0)})
     headline, summary = claims.headline_markdown(), claims.summary_markdown()
+    assert "Of the 6 claims (5 of the paper, 1 of SNIP-it or our reading of it, 0 ours):" in headline
     assert "- **undecided** (2 of 6): X0, X1 (only 6 seeds)\n" in headline
     assert "(1 of 6): X3 (only 1 seed)\n- **not run yet** (1 of 6): X2\n- **replaced** (1 of 6): X9\n" in headline
     assert "| X4 |  |  | X0, X1 | too few seeds: X3; not run yet: X2; replaced: X9 |\n" in summary
@@ -1127,13 +1159,13 @@ def test_the_answer_says_where_pruning_is_shown_to_cost_more_than_the_margin(wor
         errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
         world.add(Run("lenet300", "mnist", sparsity=sparsity), profile="short", test_error=errors)
     answer = claims.answer_markdown([])
-    assert "**Shown to cost more:** LeNet-300-100 at 98 % (a tenth of the training)." in answer
+    assert "whether a claim asks for it or not): LeNet-300-100 at 98 % (a tenth of the training)." in answer
     for sparsity, gap in {0.0: 0, 0.95: 0.5, 0.98: 0.0}.items():
         assert "(a tenth of the training)" in claims.answer_markdown([])  # until the longer runs are complete
         errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
         world.add(Run("lenet300", "mnist", sparsity=sparsity), test_error=errors)
     answer = claims.answer_markdown([])
-    assert "**Shown to cost more:** LeNet-300-100 at 95 % (the paper's length of training)." in answer
+    assert "whether a claim asks for it or not): LeNet-300-100 at 95 % (the paper's length of training)." in answer
     for sparsity, gap in {0.0: 0, 0.98: 0.0, 0.99: 3.0}.items():
         errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
         world.add(Run("lenet5", "mnist", sparsity=sparsity), profile="short", test_error=errors)

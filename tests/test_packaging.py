@@ -63,6 +63,15 @@ def test_what_colab_adds_is_a_dependency(build, project):
     assert {"safetensors", *added.replace('"', "").split()} <= names
 
 
+def test_every_choice_is_marked_in_the_library(root):
+    """One `# choice:` and one heading for each place where the paper is silent, by the heading's anchor."""
+    text = (root / "book" / "choices.md").read_text("utf-8").split("\n## Verdicts\n")[0]
+    headings = {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in re.findall(r"^### (.+)$", text, re.M)}
+    sources = "".join(file.read_text("utf-8") for file in (root / "snip_lib").glob("*.py"))
+    marks = {mark.removeprefix("book/choices.md#") for mark in re.findall(r"# choice: *(.*)", sources)}
+    assert marks == headings - {"other-choices-tried"}
+
+
 def test_importing_the_library_loads_nothing_heavy():
     code = f"import snip_lib, sys; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

@@ -95,6 +95,15 @@ def test_summing_before_the_absolute_value_is_one_large_batch():
     assert not torch.equal(flat(a), flat(b))
 
 
+@pytest.mark.parametrize("method", SIGNED)
+def test_a_short_last_batch_weighs_as_much_as_its_examples(method):
+    model, (x, y) = net(), batch(33)
+    whole = accumulated(model, [(x, y)], method, "sum_then_abs", **F64)
+    parts = accumulated(model, list(zip(x.split(32), y.split(32), strict=True)), method, "sum_then_abs", **F64)
+    ratio = flat(parts) / flat(whole)
+    assert torch.allclose(ratio[flat(whole) > 1e-12], torch.tensor(33 / 32, dtype=torch.float64), rtol=1e-6)
+
+
 def test_every_round_sees_every_batch_though_they_come_but_once():
     model, batches = net(), [batch(seed=s) for s in range(3)]
     masks = [flat(snip.prune(model, batches=b, sparsity=0.9, rounds=4, **F64)) for b in (iter(batches), batches)]
@@ -423,6 +432,8 @@ def test_synflow_takes_its_hundred_iterations_and_avoids_collapse():
         ({"x": None, "y": None, "batches": []}, "no batch"),
         ({"x": None, "y": None, "batches": batch()}, r"gives pairs \(x, y\), not a batch of shape \[32, 8\]"),
         ({"x": None, "y": None, "batches": [{"x": 1, "y": 2}]}, r"gives pairs \(x, y\), not a batch \(dict\)"),
+        ({"x": None, "y": None, "batches": [batch()[0]], "structured": True}, r"gives pairs \(x, y\), not a batch of"),
+        ({"method": "exact", "schedule": "force", "rounds": 3}, '"exact" tells what a removal changes, nothing of'),
         ({"x": batch(), "y": None}, r"refuses the scoring batch \(tuple\): .* \(give x and y one by one\).$"),
         ({"model": nn.Bilinear(8, 8, 3).double(), "only": "weight"}, "wrap a network that takes several"),
         ({"y": batch()[1].tolist()}, r"labels \(list\): .* \(make a tensor of y with torch.tensor, or"),

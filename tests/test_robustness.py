@@ -318,6 +318,9 @@ def test_success_rises_with_the_radius_to_all_images(norm):
     success = attack_success(model, x, y, eps=reversed(radii), norm=norm, chunk=7, steps=20)
     assert success.index.tolist() == radii and success.is_monotonic_increasing
     assert success.iloc[0] == 0 and success.iloc[-1] == 100 and 0 < success.iloc[1] + success.iloc[2] < 200
+    assert attack_success(model, x, y, eps=[radii[2]] * 2, norm=norm, chunk=7, steps=20).to_dict() == {
+        radii[2]: success[radii[2]]
+    }
 
 
 def test_images_that_are_wrong_already_do_not_count():
@@ -409,6 +412,8 @@ def test_attacks_need_gradients_and_turn_them_on():
     with torch.no_grad():
         assert torch.equal(pgd(model, x, y, eps=0.3, steps=3), expected)
         assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert torch.equal(pgd(model, images(20), y, eps=0.3, steps=3), expected)
 
 
 def test_a_row_has_the_accuracy_of_the_same_number_of_images_of_each_class(monkeypatch):

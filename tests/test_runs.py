@@ -108,13 +108,15 @@ def test_what_is_removed_in_the_course_of_training_cannot_return():
     assert Run("lenet5", "mnist", schedule="force", **late | {"sparsity": 0.0}).schedule == "snip_it"  # dense
 
 
-@pytest.mark.parametrize("name", ["rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale"])
+@pytest.mark.parametrize(
+    "name", ["rounds", "decay_every", "batch_size", "lr", "score_batches", "rescale", "decay", "init_sd"]
+)
 def test_what_is_counted_or_multiplied_is_positive(name):
     with pytest.raises(ValueError, match=f"{name} is positive, not 0"):
         Run("lenet5", "mnist", sparsity=0.9, **{name: 0})
 
 
-@pytest.mark.parametrize("name", ["steps", "score_examples", "delay", "every", "retrain"])
+@pytest.mark.parametrize("name", ["steps", "score_examples", "delay", "every", "retrain", "momentum", "weight_decay"])
 def test_what_may_be_none_is_not_negative(name):
     with pytest.raises(ValueError, match=f"{name} is 0 or more, not -1"):
         Run("lenet5", "mnist", sparsity=0.9, **{name: -1})
@@ -212,6 +214,9 @@ def test_short_is_a_tenth_of_the_paper_with_the_same_shape_of_schedule():
     )
     assert (smoke.dataset, smoke.seed, smoke.steps, smoke.score_examples) == ("digits", 0, 60, 500)
     early = dataclasses.replace(paper, sparsity=0.9, rounds=3, delay=100, every=200)
+    brief = dataclasses.replace(early, steps=1000, delay=5, every=5, decay_every=5)
+    (short,) = at_profile("short", [brief])
+    assert (short.steps, short.delay, short.every, short.decay_every) == (100, 1, 1, 1)  # none becomes 0
     (smoke,) = at_profile("smoke", [early])
     assert (smoke.delay, smoke.every) == (1, 1)  # still in the course of training, and one after the other
     with pytest.raises(ValueError, match="Unknown profile 'long': choose one of smoke, short, paper"):

@@ -795,6 +795,29 @@ def test_scoring_leaves_the_network_and_the_random_state_as_they_were(method, bn
         assert p.grad is None if was is None else p.grad is was[0] and torch.equal(*was)
 
 
+class Rotated(nn.Module):
+    """Pairs of outputs turned by complex numbers, as in rotary embeddings."""
+
+    def __init__(self, kept_in):
+        super().__init__()
+        self.q, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+        turn = torch.polar(torch.ones(2), torch.tensor([0.7, 2.1]))
+        setattr(self, "turn", turn) if kept_in == "attribute" else self.register_buffer("turn", turn)
+
+    def forward(self, x):
+        pairs = torch.view_as_complex(self.q(x).unflatten(1, (2, 2)))
+        return self.head(torch.view_as_real(pairs * self.turn).flatten(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_complex_buffer_scores_like_the_same_numbers_kept_elsewhere(dtype):
+    scores = []
+    for kept_in in ("buffer", "attribute"):
+        torch.manual_seed(1)
+        scores.append(connection_gradients(Rotated(kept_in), *batch(), dtype=dtype))
+    assert torch.equal(flat(scores[0]), flat(scores[1]))
+
+
 def test_scoring_is_exact_whatever_arithmetic_is_around_it():
     model, (x, y) = mlp().float(), batch()
     x = x.float()

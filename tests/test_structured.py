@@ -11,7 +11,7 @@ from torch import nn
 import snip_lib as snip
 from snip_lib.masks import n_kept
 from snip_lib.models import VGG, LeNet5, LeNet300, WideResNet
-from snip_lib.saliency import connection_gradients
+from snip_lib.saliency import connection_gradients, held
 from snip_lib.structured import gate_gradients, keep_units, mask_of_units, measure, read_under, shrink, units_of
 
 F64 = {"dtype": torch.float64}
@@ -282,6 +282,76 @@ def test_a_depthwise_filter_is_one_with_the_unit_that_it_reads():
     assert {name: layer.n for name, layer in units.items()} == {"2": 10, "7": 5}
 
 
+class Ending(nn.Module):
+    """A network whose output is any function of what its block, c and d, reads and returns."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(64, 8), nn.Linear(8, 6), nn.Linear(6, 9), nn.Linear(9, 6)
+        self.end = end
+
+    def forward(self, x):
+        h = torch.relu(self.b(torch.relu(self.a(x.flatten(1)))))
+        return self.end(h, self.d(torch.relu(self.c(h))))
+
+
+ENDS = {
+    "residual": lambda h, o: h + o,
+    "slice": lambda h, o: o[:, :3] + h[:, :3],
+    "cat": lambda h, o: torch.cat([o, h], 1),
+    "tuple": lambda h, o: (o, h),
+    "penalty": lambda h, o: {"logits": o, "penalty": h.square().mean()},
+    "dead": lambda h, o: (o, torch.relu(h - 100)),  # 0 for these examples, and so is its derivative
+}
+
+
+def of_first(output, y):
+    return F.cross_entropy(next(iter(output.values())) if isinstance(output, dict) else output[0], y)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_units_that_also_reach_an_output_past_the_layers_that_read_them_stay(end):
+    torch.manual_seed(0)
+    model, (x, y) = Ending(ENDS[end]), images()
+    assert list(units_of(model, x)) == ["c"] and list(units_of(model, x, only="*")) == ["a", "c"]
+    loss = F.cross_entropy if end in ("residual", "slice", "cat") else of_first
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, loss=loss)
+    assert mask["b.weight"].all() and mask["d.weight"].any(1).all()
+    small = shrink(model, mask, x)
+    torch.testing.assert_close(small(x), snip.apply_mask(model, mask)(x), rtol=1e-5, atol=1e-6)
+    assert small.c.out_features == 4
+
+
+def test_without_its_head_a_network_keeps_the_units_that_the_head_read():
+    model, x, _ = build("resnet18")
+    whole = units_of(model, x)
+    model.fc = nn.Identity()
+    assert set(whole) - set(units_of(model, x)) == {"layer4.0.conv2"}
+
+
+@pytest.mark.parametrize("shared", ["weight", "bias", "prelu"])
+def test_units_of_a_layer_that_shares_a_parameter_with_another_stay(shared):
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 8)]
+    for _ in range(4):
+        layers += [nn.PReLU(8), nn.Linear(8, 8)]
+    model, (x, y) = nn.Sequential(nn.Flatten(), *layers, nn.PReLU(8), nn.Linear(8, 3)), images()
+    assert list(units_of(model, x)) == ["3", "5", "7", "9"]
+    if shared == "prelu":
+        model[8].weight = model[4].weight
+        left = ["5", "9"]
+    else:
+        setattr(model[7], shared, getattr(model[3], shared))
+        left = ["9"]  # 5 is read by 7
+    assert list(units_of(model, x)) == left
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True)
+    rows = {name: kept.flatten(1).any(1).all().item() for name, kept in mask.items() if name.endswith("weight")}
+    assert [name for name, whole in rows.items() if not whole] == [f"{name}.weight" for name in left]
+    small = shrink(model, mask, x)
+    assert [len({id(p) for _, _, _, p in held(net)}) - len([*held(net)]) for net in (model, small)] == [-1, -1]
+    torch.testing.assert_close(small(x), snip.apply_mask(model, mask)(x), rtol=1e-5, atol=1e-6)
+
+
 def test_random_units_are_a_control_that_the_generator_decides():
     model, x, y = build("lenet5")
 
@@ -379,6 +449,14 @@ def test_the_cost_of_a_network_is_counted_and_falls():
     assert model.training and not model.conv1._forward_hooks
 
 
+def test_a_transposed_convolution_is_counted_like_the_convolution_that_it_transposes():
+    for options in ({"stride": 2}, {"stride": 3, "groups": 2}, {"dilation": 2}):
+        up, down = nn.ConvTranspose2d(6, 4, 3, **options), nn.Conv2d(4, 6, 3, **options)
+        x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
+        cost = measure(up, x)["multiply_adds"]
+        assert cost == measure(down, up(x))["multiply_adds"] == 5 * 5 * 6 * down.weight[0].numel()
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -417,6 +495,35 @@ def test_pruning_and_shrinking_leave_the_network_as_it_was():
     assert not any(module._forward_hooks for module in small.modules())
 
 
+class Drawing(nn.Module):
+    """A network that draws random numbers in evaluation mode, too, for the units of one of its layers."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.after = after
+
+    def forward(self, x):
+        h = F.relu(self.a(x.flatten(1)))
+        h = h + torch.rand_like(h) if self.after == "a" else h
+        h = F.relu(self.b(h))
+        return self.d(F.relu(self.c(F.dropout(h, 0.5) if self.after == "b" else h)))
+
+
+def test_a_network_that_draws_random_numbers_leaves_their_state_and_may_be_made_small():
+    torch.manual_seed(0)
+    model, (x, y) = Drawing("a"), images()
+    rng = torch.get_rng_state()
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True)
+    assert torch.equal(rng, torch.get_rng_state())
+    small = shrink(model, mask, x)
+    assert torch.equal(rng, torch.get_rng_state())
+    out = small(x)
+    torch.set_rng_state(rng)
+    torch.testing.assert_close(out, snip.apply_mask(model, mask)(x), rtol=1e-5, atol=1e-6)
+    assert small.b.out_features + small.c.out_features == 8
+
+
 # --- what it refuses
 
 
@@ -441,14 +548,6 @@ class Mixing(nn.Module):
 
     def forward(self, x):
         return self.c(torch.softmax(self.b(torch.relu(self.a(x.flatten(1)))), 1))
-
-
-class Penalised(Mixing):
-    """A network that also returns a mean over its units, as auxiliary losses are."""
-
-    def forward(self, x):
-        h = torch.relu(self.b(torch.relu(self.a(x.flatten(1)))))
-        return {"logits": self.c(h), "penalty": h.square().mean()}
 
 
 def logits(output, y):
@@ -494,12 +593,34 @@ def test_no_example_is_made_up_that_the_network_could_not_take():
     assert little[2].out_features < 9
 
 
-@pytest.mark.parametrize("make", [Fixed, Mixing, Penalised])
+@pytest.mark.parametrize("make", [Fixed, Mixing])
 def test_a_network_that_cannot_be_made_small_is_refused(make):
     torch.manual_seed(0)
     model, (x, y) = make(), images()
-    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, loss=logits)
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True)
     with pytest.raises(ValueError, match=f"{make.__name__} cannot be made small"):
+        shrink(model, mask, x)
+
+
+def test_random_numbers_for_units_that_go_are_refused_as_such():
+    torch.manual_seed(0)
+    model, (x, y) = Drawing("b"), images()
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, only="b")
+    with pytest.raises(ValueError, match=r"mixes units or draws random numbers for them, or their number"):
+        shrink(model, mask, x)
+
+
+@pytest.mark.parametrize("more", [lambda o: o.argmax(1), lambda o: o > 0])
+def test_integers_and_booleans_in_the_output_are_compared_as_they_are(more):
+    torch.manual_seed(0)
+    model, (x, y) = Ending(lambda h, o: (o, more(o))), images()
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, only="b", loss=of_first)
+    small = shrink(model, mask, x)
+    torch.testing.assert_close(small(x), snip.apply_mask(model, mask)(x), rtol=1e-5, atol=1e-6)
+    assert small.b.out_features == 3
+    model = Ending(lambda h, o: (o, more(h.detach())))
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True, only="b", loss=of_first)
+    with pytest.raises(ValueError, match="Ending cannot be made small"):
         shrink(model, mask, x)
 
 
