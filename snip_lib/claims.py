@@ -858,7 +858,8 @@ def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
     """Return in a line how many verdicts rest on shorter training, and on what those rest that are reproduced."""
     of_short = sum(v.profile == "short" for _, v in done)
     decided = "that are *reproduced*, *in part* or *not reproduced*"
-    text = f"Of the {len(done)} claims {decided}, {of_short} rest on a tenth of the paper's length of training"
+    text = f"The paper states none; *full* is {DEFAULTS['steps']:,} steps here for MNIST. "
+    text += f"Of the {len(done)} claims {decided}, {of_short} rest on a tenth of it"
     whole = Counter(
         "masks" if all(fields.get("steps") == 0 for fields in settings(line["fields"])) else v.profile
         for line, v in done
@@ -867,7 +868,7 @@ def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
     masks, own, paper = (whole[profile] or "none" for profile in ("masks", "own", "paper"))
     if whole:
         text += f"; *reproduced* are {whole.total()}: {masks} about masks alone, without any training, "
-        text += f"{own} after a length of training of their own, {paper} after the paper's"
+        text += f"{own} after a length of training of their own, {paper} after the full one"
     return f"- **Length of training:** {text}."
 
 
@@ -918,7 +919,7 @@ def _costs(rows: dict[str, pd.DataFrame]) -> bool:
     return len(gaps) > 1 and interval(gaps)[1] > margin.max()
 
 
-LENGTHS = {"short": " (a tenth of the training)", "paper": " (the paper's length of training)"}
+LENGTHS = {"short": " (a tenth of the training)", "paper": " (the full training)"}
 
 
 def _by_length(found: dict[str, list[str]]) -> str:
@@ -927,14 +928,18 @@ def _by_length(found: dict[str, list[str]]) -> str:
 
 
 def _trained(v: Verdict) -> str:
-    """Return how long the runs of a verdict trained, where that is not as long as the paper's."""
+    """Return how long the runs of a verdict trained, where that is not the full length."""
     return "; at a tenth of the training" if v.profile == "short" and v.n else ""
 
 
 def _price(done: list[tuple[pd.Series, Verdict]]) -> str:
     """Return in a line what scoring costs, the most of any test, and what it does not buy."""
-    said = [test.said for line, v in done if line["kind"] == "cost" for test in v.tests if test.n]
-    most = f"at most {max(said, key=lambda share: float(share.split()[0]))} of a run's time" if said else "not run yet"
+    tests = [(test, v) for line, v in done if line["kind"] == "cost" for test in v.tests if test.n]
+    most = "not run yet"
+    if tests:
+        test, v = max(tests, key=lambda found: float(found[0].said.split()[0]))
+        where = f"{test.where}, n = {test.n}{_trained(v).replace(';', ',')}"
+        most = f"at most {test.said} of a run's time ({where})"
     return (
         f"- *What does it cost, and save?* One scoring before training, where networks are trained one by one: {most}. "
         "Our runs keep the removed weights as zeros, so that a step takes as long as before; sparse storage and "
@@ -947,14 +952,18 @@ def _beside_other_masks() -> str:
     others = {"shuffled": {"control": "shuffle"}, "magnitude": {"method": "magnitude"}, "GraSP": {"method": "grasp"}}
     parts, seeds, lines = [], [], list(_ways(BEFORE | others))  # which reads every row
     asked = {"at random": "random masks", "shuffled": "SNIP's own masks, shuffled within their layers"}
-    asked |= {"magnitude": "those of the largest weights", "GraSP": "GraSP's", "SynFlow": "SynFlow's (no example seen)"}
+    asked |= {
+        "magnitude": "those of the largest weights",
+        "GraSP": "GraSP's (its criterion on 100 examples)",
+        "SynFlow": "SynFlow's (no example seen)",
+    }
     for way, words in asked.items():
         gaps = [gap for _, _, rows in lines if len(gap := paired(rows["SNIP"], rows[way])) > 1]
         ends, means = [interval(gap)[1:] for gap in gaps], [gap.mean() for gap in gaps]
         below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
         told = {"lower": below, "higher": above, "not told apart": len(ends) - below - above}
         standing = ", ".join(f"{word} in {n}" for word, n in told.items() if n) + f" of {counted(len(ends), 'place')}"
-        by = f" ({digits(min(means), sign='+')} to {digits(max(means), sign='+')} points)" if gaps else ""
+        by = f" (means from {digits(min(means), sign='+')} to {digits(max(means), sign='+')} points)" if gaps else ""
         parts.append(f"than with {words}: {standing}{by}" if gaps else f"than with {words}: not run yet")
         seeds += map(len, gaps)
     n = f"n = {min(seeds)} to {max(seeds)}" if seeds else "no seed yet"

@@ -6,11 +6,13 @@ weights before all biases, each in module order. Read `prune.py` next.
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from numbers import Real
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
@@ -280,7 +282,7 @@ def redraw(
 
 
 def save_mask(mask: Mask, path: str | Path, /, **metadata) -> None:
-    """Write a mask as safetensors (one byte a connection) with its sparsity, order and any other JSON `metadata`.
+    """Write a mask as safetensors (one bit a connection) with its sparsity and any other JSON `metadata`.
 
     E.g. ``save_mask(mask, "mask.safetensors", method="snip", sparsity=0.95)``.
 
@@ -290,12 +292,13 @@ def save_mask(mask: Mask, path: str | Path, /, **metadata) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = {"sparsity": sparsity_of(mask)} | metadata | {"order": list(mask)}
+    metadata = {"sparsity": sparsity_of(mask)} | metadata
+    metadata |= {"order": list(mask), "shapes": [list(kept.shape) for kept in mask.values()]}
     try:
         words = {name: json.dumps(value) for name, value in metadata.items()}
     except TypeError as error:
         raise ValueError(f"The metadata of a mask is what JSON can say ({error}): nothing was written.") from error
-    tensors = {name: kept.detach().cpu().clone() for name, kept in mask.items()}  # slices of one memory are refused
+    tensors = {name: torch.from_numpy(np.packbits(kept.detach().cpu().numpy())) for name, kept in mask.items()}
     try:
         save_file(tensors, path, words)
     except SafetensorError as error:
@@ -326,4 +329,10 @@ def load_mask(path: str | Path) -> tuple[Mask, dict]:
         if "order" not in (metadata := file.metadata() or {}):
             raise ValueError(f"{path} is no mask that save_mask wrote.")
         metadata = {name: json.loads(value) for name, value in metadata.items()}
-        return {name: file.get_tensor(name) for name in metadata.pop("order")}, metadata
+        names = metadata.pop("order")
+        mask = {name: file.get_tensor(name) for name in names}
+        if "shapes" in metadata:  # older files have a byte a connection
+            for name, shape in zip(names, metadata.pop("shapes"), strict=True):
+                bits = np.unpackbits(mask[name].numpy(), count=math.prod(shape)).astype(bool)
+                mask[name] = torch.from_numpy(bits).view(shape)
+        return mask, metadata

@@ -179,9 +179,9 @@ def prune(
         on_collapse: a weight removed whole, or every score 0: "warn" or "raise". (Whether a path is left through what
             stays, `report` tells by an example.)
         structured: remove whole units and filters (SNAP; in `rounds`, SNAP-it), by "snip" or at "random".
-            `sparsity` is then the fraction removed of the units of all layers but the first and the last
-            (`structured.units_of`); each layer keeps one or more. `structured.shrink` makes the network small, or says
-            that it cannot: try it before training.
+            `sparsity` is then the fraction removed of the units that may go, which `structured.units_of` lists: of
+            hidden layers whose outputs only linear and convolutional layers read; each layer keeps one or more.
+            `structured.shrink` makes the network small, or says that it cannot: try it before training.
             Torch-Pruning follows the network; one that reshapes and permutes much (torchvision's swin_t) may take
             it more memory than there is.
 

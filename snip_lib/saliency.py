@@ -352,9 +352,11 @@ class Trial(NamedTuple):
                 numbers = "make a tensor of y with torch.tensor"
             elif "can't be cast" in str(error):
                 numbers = "give y as y.float()"
-            elif isinstance(output, tuple):
+            elif isinstance(output, (tuple, dict)):
                 numbers = "wrap a network that returns several tensors in one that returns the logits"
-            words = why(error, y, f"{numbers}, or your own loss=lambda output, y: ...")
+            elif self.loss is not F.cross_entropy and y is not None:
+                numbers = ""  # what this loss wants, its own words say
+            words = why(error, y, numbers and f"{numbers}, or your own loss=lambda output, y: ...")
             raise ValueError(
                 f"The loss refuses the output {shape_of(output)} with the labels {shape_of(y)}: {words}"
             ) from error

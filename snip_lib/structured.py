@@ -275,7 +275,8 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
     Raises:
         ValueError: a mask or an example that does not fit, or a network whose operations mix units in a way
             that was not seen: the outputs for `x` and for `x` times random numbers, in evaluation mode, are compared,
-            to the square root of the precision, integers exactly. ImportError: no Torch-Pruning.
+            to the square root of the precision, integers exactly, and whether training mode runs. ImportError: no
+            Torch-Pruning.
     """
     mask = mask_of(model) if mask is None else mask
     twin, graph, groups, _ = _follow(apply_mask(plain_copy(model), mask), x)
@@ -325,9 +326,24 @@ def shrink(model: nn.Module, mask: Mask | None, x: Tensor) -> nn.Module:
         )
     for name, p in twin.named_parameters():
         p.requires_grad_(trained[name])
+    if _trains(plain_copy(model), x) and not _trains(plain_copy(twin), x):
+        raise ValueError(
+            f"{type(model).__name__} cannot be made small: in training mode it calls layers that an example in "
+            "evaluation mode does not show, such as auxiliary heads, and these read units that would go."
+        )
     for small, module in zip(twin.modules(), model.modules(), strict=True):
         small.training = module.training
     return twin
+
+
+def _trains(model: nn.Module, x: Tensor) -> bool:
+    """Tell whether the forward pass runs in training mode, where batch norm takes two examples or more."""
+    try:
+        with exact_arithmetic(model), torch.no_grad():
+            model.train()(torch.cat([x, x]) if len(x) == 1 else x.clone())
+    except Exception:
+        return False
+    return True
 
 
 def measure(model: nn.Module, x: Tensor, *, repeats: int = 5) -> dict[str, float]:

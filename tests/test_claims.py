@@ -1097,7 +1097,7 @@ def test_the_answer_follows_the_verdicts(world):
     world.add(STEPS, test_error=plus(STEADY, 3.0))
     full = claims.answer_markdown(claims.verdicts())
     assert (
-        "(at most the margin of 0.3 points of error): LeNet-300-100 at 50 % (the paper" in full
+        "(at most the margin of 0.3 points of error): LeNet-300-100 at 50 % (the full training)" in full
         and "at 90 %, with 2.60 % where the paper has 1.6 %" in full
     )
     told = "Yes for LeNet-300-100 (by magnitude, n = 6); not run yet for LeNet-300-100 (by the Hessian)."
@@ -1147,8 +1147,8 @@ def test_the_answer_counts_where_other_masks_do_worse(world):
         world.add(run, test_error=STEADY, profile="short")
         world.add(dataclasses.replace(run, method="random"), test_error=random, profile="short")
     world.add(dataclasses.replace(run, method="synflow"), test_error=plus(STEADY, -0.5), profile="short")
-    assert "random masks: lower in 1, not told apart in 1 of 2 places (-2.00 to +0.00 points)" in _beside()
-    assert "SynFlow's (no example seen): higher in 1 of 1 place (+0.50 to +0.50 points)" in _beside()
+    assert "random masks: lower in 1, not told apart in 1 of 2 places (means from -2.00 to +0.00 points)" in _beside()
+    assert "SynFlow's (no example seen): higher in 1 of 1 place (means from +0.50 to +0.50 points)" in _beside()
     assert "n = 6 to 6, at a tenth of the training" in _beside()
 
 
@@ -1165,11 +1165,11 @@ def test_the_answer_says_where_pruning_is_shown_to_cost_more_than_the_margin(wor
         errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
         world.add(Run("lenet300", "mnist", sparsity=sparsity), test_error=errors)
     answer = claims.answer_markdown([])
-    assert "whether a claim asks for it or not): LeNet-300-100 at 95 % (the paper's length of training)." in answer
+    assert "whether a claim asks for it or not): LeNet-300-100 at 95 % (the full training)." in answer
     for sparsity, gap in {0.0: 0, 0.98: 0.0, 0.99: 3.0}.items():
         errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
         world.add(Run("lenet5", "mnist", sparsity=sparsity), profile="short", test_error=errors)
-    both = "LeNet-300-100 at 95 % (the paper's length of training); LeNet-5-Caffe at 99 % (a tenth of the training)."
+    both = "LeNet-300-100 at 95 % (the full training); LeNet-5-Caffe at 99 % (a tenth of the training)."
     assert both in claims.answer_markdown([])
     more = "95 % from LeNet-300-100 or 99 % from LeNet-5-Caffe (a tenth of the training)"
     first = f"No network is shown yet to lose nothing where SNIP prunes it; taking {more} is shown to cost more.\n"
@@ -1187,7 +1187,7 @@ def test_the_answer_says_what_is_undecided_between_no_cost_and_a_cost(world):
     assert "taking 90 % from LeNet-300-100 is shown to cost" in first
     assert "LeNet-300-100 at 50 % (" in free and "as its claim" not in free
     assert "Undecided" in between and "LeNet-300-100 at 80 %, where it costs +0.30 [+0.29, +0.31] points" in between
-    assert "LeNet-300-100 at 90 %, LeNet-300-100 at 95 %, LeNet-300-100 at 98 % (the paper" in more
+    assert "LeNet-300-100 at 90 %, LeNet-300-100 at 95 %, LeNet-300-100 at 98 % (the full training)" in more
 
 
 def test_the_answer_tells_what_is_about_masks_alone(world):
@@ -1198,7 +1198,7 @@ def test_the_answer_tells_what_is_about_masks_alone(world):
         world.add(run, mask_sha=list("abcdef"))
     answer = claims.answer_markdown(claims.verdicts())
     assert "; *reproduced* are 2: 1 about masks alone, without any training, none after a length" in answer
-    assert " of training of their own, 1 after the paper's." in answer
+    assert " of training of their own, 1 after the full one." in answer
 
 
 def _beside():
@@ -1229,7 +1229,7 @@ def test_the_answer_names_the_farthest_number_and_the_sparsity_up_to_which_nothi
     world.add(Run("lenet300", "mnist", sparsity=0.95, score_examples=10_000), test_error=STEADY)
     answer = claims.answer_markdown(claims.verdicts())
     assert (
-        "points of error): LeNet-300-100 at 50 % (the paper's length of training)." in answer
+        "points of error): LeNet-300-100 at 50 % (the full training)." in answer
     )  # not 90 %, nor 95 % of another claim
     assert "Of the 2 errors" in answer and "one is reached" in answer
     assert "the farthest is LeNet-300-100 at 50 %, with 1.60 % where the paper has 4.0 %" in answer  # the better one

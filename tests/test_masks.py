@@ -835,11 +835,21 @@ def test_looking_changes_nothing():
 
 
 def test_a_mask_survives_its_file_in_order_and_with_its_metadata(tmp_path):
-    mask = {f"{name}.weight": torch.rand(3, 5) < 0.5 for name in ("z", "a", "m")} | {"z.bias": torch.rand(3) < 0.5}
+    mask = {f"{name}.weight": torch.rand(301, 95) < 0.5 for name in ("z", "a", "m")} | {"z.bias": torch.rand(3) < 0.5}
+    mask["nothing.weight"] = torch.zeros(0, 4, dtype=torch.bool)
     snip.save_mask(mask, tmp_path / "mask.safetensors", method="snip", seeds=[1, 2])
+    n = sum(kept.numel() for kept in mask.values())
+    assert (tmp_path / "mask.safetensors").stat().st_size < n / 8 + 1000  # a bit a connection
     loaded, metadata = snip.load_mask(tmp_path / "mask.safetensors")
     assert same(loaded, mask) and all(kept.dtype == torch.bool for kept in loaded.values())
     assert metadata == {"sparsity": pytest.approx(snip.sparsity_of(mask)), "method": "snip", "seeds": [1, 2]}
+
+
+def test_a_mask_from_before_its_bits_were_packed_is_read(tmp_path):
+    mask = {"b": torch.rand(4, 3) < 0.5, "a": torch.rand(4) < 0.5}
+    safetensors.torch.save_file(mask, tmp_path / "m.safetensors", {"order": '["b", "a"]', "sparsity": "0.5"})
+    loaded, metadata = snip.load_mask(tmp_path / "m.safetensors")
+    assert same(loaded, mask) and metadata == {"sparsity": 0.5}
 
 
 def test_slices_of_one_memory_can_be_saved(tmp_path):

@@ -510,6 +510,27 @@ class Drawing(nn.Module):
         return self.d(F.relu(self.c(F.dropout(h, 0.5) if self.after == "b" else h)))
 
 
+class Auxiliary(nn.Module):
+    """A head that only training calls, as in Inception."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head, self.aux = nn.Linear(5, 6), nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = F.relu(self.b(F.relu(self.a(x))))
+        return self.head(h) + 0.3 * self.aux(h) if self.training else self.head(h)
+
+
+def test_a_network_that_could_no_longer_be_trained_is_not_made_small():
+    torch.manual_seed(0)
+    model, x, y = Auxiliary(), torch.randn(20, 5), torch.arange(20) % 3
+    mask = snip.prune(model, x, y, sparsity=0.5, structured=True)
+    for example in (x, x[:1]):
+        with pytest.raises(ValueError, match="Auxiliary cannot be made small: in training mode it calls layers"):
+            snip.shrink(model, mask, example)
+
+
 def test_a_network_that_draws_random_numbers_leaves_their_state_and_may_be_made_small():
     torch.manual_seed(0)
     model, (x, y) = Drawing("a"), images()
