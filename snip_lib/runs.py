@@ -35,7 +35,7 @@ from .prune import SCHEDULES
 from .replicas import how_many, together, train_replicas
 from .saliency import CRITERIA
 from .structured import UNIT_CRITERIA
-from .train import PRECISIONS, SCORE_LOSSES, read_progress, train
+from .train import PRECISIONS, SCORE_LOSSES, curve_points, read_progress, train
 
 LOCK_WAIT_S = 30.0  # a writer holds the lock for milliseconds
 OUTCOMES = (  # the columns of a table without rows
@@ -271,6 +271,8 @@ def _rows_in(paths: Iterable[Path]) -> dict[str, dict]:
             if key in rows:
                 raise ValueError(f"{place} repeats the key {key} of {where[key]}: delete one of them.")
             rows[key], where[key] = {"key": key, **LEFT_OUT, **vars(run), **row}, place
+            if "step" not in (curve := rows[key]["curve"]):
+                rows[key]["curve"] = {"step": curve_points(run.steps), **curve}
     return rows
 
 
@@ -316,6 +318,8 @@ def write_rows(new: Iterable[dict], path: Path) -> None:
             with temporary.open("w") as file:
                 for key in sorted(rows):  # without `LEFT_OUT`, which is half of a row
                     chosen = {n: v for n, v in rows[key].items() if n not in LEFT_OUT or LEFT_OUT[n] != v}
+                    if "curve" in chosen and chosen["curve"]["step"] == curve_points(rows[key]["steps"]):
+                        chosen["curve"] = {name: of for name, of in chosen["curve"].items() if name != "step"}
                     if "mean_image" in chosen and (of := first.setdefault(tuple(chosen["mean_image"]), key)) != key:
                         chosen["mean_image"] = of
                     file.write(json.dumps(chosen, separators=(",", ":")) + "\n")

@@ -372,8 +372,13 @@ def not_of_lines(text, lines):
 def of_the_paper(rows, printed, by_sparsity, method=""):
     """Return the paper's numbers for the network of some rows: all that it has, or SNIP's at their sparsity.
 
-    Only those of one method, if it is named.
+    The latter, too, where all rows are SNIP's at one sparsity. Only those of one method, if it is named.
     """
+    by_sparsity = (
+        by_sparsity
+        or {(row["method"], row["sparsity"] > 0) for row in rows} == {("snip", True)}
+        and (len({row["sparsity"] for row in rows}) == 1)
+    )
     if method:
         return {float(line["value"]) for line in printed if line["method"] == method}
     for row in rows[:1]:
@@ -624,6 +629,10 @@ def committed_rows(root):
     """Every committed row, by its key."""
     lines = [line for path in (root / "notebooks/results").glob("*.jsonl") for line in path.read_text().splitlines()]
     rows = {row["key"]: {**LEFT_OUT, **row} for row in map(json.loads, lines)}
+    for row in rows.values():  # ten points on the way, and the last five thousands
+        of, last = row["steps"], row["steps"] // 1000
+        points = {round(of * i / 10) for i in range(1, 11)} | {1000 * i for i in range(max(1, last - 4), last + 1)}
+        row["curve"] = {"step": sorted(points - {0}), **row["curve"]}
     for row in rows.values():
         if isinstance(of := row.get("mean_image"), str):
             row["mean_image"] = rows[of]["mean_image"]  # the same picture, which stands there

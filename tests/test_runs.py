@@ -160,6 +160,21 @@ def test_a_row_leaves_out_what_is_at_its_default_and_is_read_whole(tmp_path):
     assert read_rows(tmp_path) == {row["key"]: row}
 
 
+def test_a_row_names_the_steps_of_its_curve_only_where_they_are_others(tmp_path):
+    paper = [12_500, 25_000, 37_500, 50_000, 62_500, 75_000, 87_500, 100_000, 112_500]
+    paper += [121_000, 122_000, 123_000, 124_000, 125_000]
+    row, stopped = a_row(Run("lenet5", "mnist")), a_row(Run("lenet5", "mnist", seed=1))
+    for of, steps in ((row, paper), (stopped, [12_500, 13_000])):
+        of["curve"] = {
+            "step": steps,
+            **{name: [1.0] * len(steps) for name in ("train_loss", "val_error", "test_error")},
+        }
+    write_rows([row, stopped], tmp_path / "chapter.jsonl")
+    assert read_rows(tmp_path) == {of["key"]: of for of in (row, stopped)}
+    lines = map(json.loads, (tmp_path / "chapter.jsonl").read_text().splitlines())
+    assert {of["key"]: of["curve"].get("step") for of in lines} == {row["key"]: None, stopped["key"]: [12_500, 13_000]}
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
