@@ -470,12 +470,12 @@ def cuts_outputs(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series) -> T
 def _less_often(ours: pd.DataFrame, theirs: pd.DataFrame, line: pd.Series, told: Callable, how: str) -> Test:
     from scipy import stats
 
-    groups = [[rows[rows["sparsity"] == float(s)] for s in line["sparsities"].split()] for rows in (ours, theirs)]
-    cut = [[int(told(group).sum()) for group in by] for by in groups]
-    mine, other = (pd.concat(by).assign(cut=lambda rows: told(rows).astype(int)) for by in groups)
-    both = mine.merge(other, on=["seed", "sparsity"])
-    seeds = (both["cut_y"] - both["cut_x"]).groupby(both["seed"]).sum()
-    decided = [int((seeds > 0).sum()), int((seeds < 0).sum())]  # for us, and for the other way
+    marked = [rows.assign(cut=told(rows).astype(int)) for rows in (ours, theirs)]
+    groups = [[rows[rows["sparsity"] == float(s)] for s in line["sparsities"].split()] for rows in marked]
+    cut = [[int(group["cut"].sum()) for group in by] for by in groups]
+    pairs = marked[0].merge(marked[1], on=["seed", "sparsity"])
+    fewer = (pairs["cut_y"] - pairs["cut_x"]).groupby(pairs["seed"]).sum()  # by how many ours cuts fewer, by seed
+    decided = [int((fewer > 0).sum()), int((fewer < 0).sum())]  # for us, and for the other way
     less, more = (stats.binomtest(k, max(1, sum(decided)), alternative="greater").pvalue for k in decided)
     never = min(map(len, groups[1])) >= int(line["min_n"]) and sum(cut[1]) == 0
     words = []

@@ -219,7 +219,7 @@ def at_profile(profile: str, runs: Iterable[Run]) -> list[Run]:
     if profile == "short":
         timed = ("steps", "decay_every", "delay", "every")  # what is not 0 stays so, or it were another experiment
         tenth = [{name: max(min(1, getattr(r, name)), getattr(r, name) // 10) for name in timed} for r in runs]
-        return [replace(r, **fields) if r.steps else r for r, fields in zip(runs, tenth, strict=True)]
+        return [replace(r, **shorter) if r.steps else r for r, shorter in zip(runs, tenth, strict=True)]
     if profile == "smoke":
         return [_smoke(r) for r in runs if r.seed < 1]
     raise ValueError(f"Unknown profile {profile!r}: choose one of smoke, short, paper.")

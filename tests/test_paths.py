@@ -3,18 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from test_masks import same, some_mask
 from torch import nn
 
 import snip_lib as snip
-
-
-def some_mask(model, *, keep, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(p.shape, generator=g) < keep for name, p in snip.prunable(model).items()}
-
-
-def same(a, b):
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 class Two(nn.Module):

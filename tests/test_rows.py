@@ -374,11 +374,8 @@ def of_the_paper(rows, printed, by_sparsity, method=""):
 
     The latter, too, where all rows are SNIP's at one sparsity. Only those of one method, if it is named.
     """
-    by_sparsity = (
-        by_sparsity
-        or {(row["method"], row["sparsity"] > 0) for row in rows} == {("snip", True)}
-        and (len({row["sparsity"] for row in rows}) == 1)
-    )
+    kinds = {(row["method"], row["sparsity"]) for row in rows}
+    by_sparsity = by_sparsity or (len(kinds) == 1 and "snip" in min(kinds) and min(kinds)[1] > 0)
     if method:
         return {float(line["value"]) for line in printed if line["method"] == method}
     for row in rows[:1]:
