@@ -71,7 +71,7 @@ class PathCounting(TorchFunctionMode):
         " softmax log_softmax dropout dropout1d dropout2d dropout3d alpha_dropout".split()
     )
     CHOOSING = frozenset("amax amin max min maximum minimum median nanmedian topk".split())
-    FLATTENING = frozenset("tanh tanh_ sigmoid sigmoid_ logsigmoid softsign tanhshrink erf glu".split())
+    FLATTENING = frozenset("tanh tanh_ sigmoid sigmoid_ hardsigmoid logsigmoid softsign tanhshrink erf glu".split())
     PRODUCTS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -36,7 +36,7 @@ EMA_DECAY = 0.9
 NO_BATCH = "There is no batch to score: batches= is empty (an iterator is used up after one pass)."
 
 
-def _check(sparsity: float, rounds: int) -> None:
+def _check_schedule(sparsity: float, rounds: int) -> None:
     n_kept(1, sparsity)  # refuses a wrong sparsity
     if not isinstance(rounds, Integral) or isinstance(rounds, bool) or rounds < 1:
         raise ValueError(f"rounds is how many times to score, 1 or more, not {rounds!r}.")
@@ -50,7 +50,7 @@ def snip_it_schedule(sparsity: float, rounds: int) -> list[float]:
     Raises:
         ValueError: a sparsity outside [0, 1), or no round.
     """
-    _check(sparsity, rounds)
+    _check_schedule(sparsity, rounds)
     if sparsity <= 0.5:
         return [sparsity * i / rounds for i in range(1, rounds)] + [sparsity]
     return [sparsity - (sparsity - 0.5) * 0.5**i for i in range(rounds - 1)] + [sparsity]
@@ -62,7 +62,7 @@ def exponential_schedule(sparsity: float, rounds: int) -> list[float]:
     Raises:
         ValueError: as `snip_it_schedule`.
     """
-    _check(sparsity, rounds)
+    _check_schedule(sparsity, rounds)
     return [1 - (1 - sparsity) ** (i / rounds) for i in range(1, rounds)] + [sparsity]
 
 
@@ -205,7 +205,7 @@ def prune(
         raise ValueError(f"schedule={schedule!r} says how the sparsity rises over several rounds: give rounds=, too.")
     if rounds is None:
         rounds, schedule = (SYNFLOW_ROUNDS, schedule or "exponential") if method == "synflow" else (1, schedule)
-    _check(sparsity, rounds)
+    _check_schedule(sparsity, rounds)
     blind = method in ("magnitude", "random") and not structured  # an example shows which units belong together
     if (batches is None) == (x is None) and not (x is None and blind):
         raise ValueError("Give one scoring batch, x and y, or several as batches=, pairs (x, y).")

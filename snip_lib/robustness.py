@@ -62,7 +62,7 @@ def pgd(
             pixels outside of [0, 1] or not floating-point; `y` that is not one class number for each image, or one
             that the network has no output for.
     """
-    _check(x, y)
+    _check_images(x, y)
     if norm not in ("linf", "l2"):
         raise ValueError(f'norm is "linf" or "l2", not {norm!r}.')
     if not all(isinstance(n, Integral) for n in (steps, restarts, aims)):
@@ -145,7 +145,7 @@ class _Leaking(TorchFunctionMode):
         return output + torch.where(output > 0, 0, leaked - leaked.detach())
 
 
-def _check(x: Tensor, y: Tensor) -> None:
+def _check_images(x: Tensor, y: Tensor) -> None:
     """Refuse what is no batch of images in pixel units with their classes."""
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         what = x.dtype if isinstance(x, Tensor) else shape_of(x)
@@ -189,7 +189,7 @@ def attack_success(
     """
     if not isinstance(eps, Iterable) or chunk < 1:
         raise ValueError(f"eps is a list of radii and chunk 1 or more, not {eps} and {chunk}.")
-    _check(x, y)
+    _check_images(x, y)
     attack = {"others": x} | attack
     radii, right = sorted(set(eps)), 0
     for radius in radii:

@@ -752,6 +752,7 @@ class Between(nn.Module):
         lambda: Between(lambda h: nn.functional.softshrink(nn.functional.hardshrink(h, 9.0), 9.0)),
         lambda: Between(torch.sign),
         lambda: Between(lambda h: torch.tanh(1000 * h)),
+        lambda: Between(lambda h: nn.functional.hardsigmoid(1000 * h)),
         lambda: Between(lambda h: torch.sigmoid((h[..., None] * torch.arange(500.0).to(h)).sum(-1))),
         lambda: Between(lambda h: nn.functional.glu(torch.cat([h, 900 * h], 1))),
         lambda: Between(lambda h: torch.sigmoid(input=900 * h) * h.argsort(1).topk(2, 1).values.sum()),
@@ -760,7 +761,17 @@ class Between(nn.Module):
         lambda: Between(lambda h: h.median().expand(1, 1), 1),
     ],
     ids=["rectifier", "maximum", "batch norm of one example", "amax", "max of a dimension", "max of two", "minimum"]
-    + ["clamp", "clamp from above", "threshold", "shrinkage", "sign", "tanh of much", "sigmoid of a sum", "glu"]
+    + [
+        "clamp",
+        "clamp from above",
+        "threshold",
+        "shrinkage",
+        "sign",
+        "tanh of much",
+        "hard sigmoid",
+        "sigmoid of a sum",
+        "glu",
+    ]
     + ["sigmoid by name", "the largest", "median of a dimension", "median"],
 )
 def test_nothing_between_two_layers_hides_a_path(make):
