@@ -8,7 +8,6 @@ tests; one function a kind of claim (`KINDS`); verdicts; and what the front page
 import functools
 import itertools
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -792,6 +791,7 @@ def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
     """Yield a sentence on how much can go at which cost, and a line each of what costs nothing, is open, costs more."""
     free, between, costly = {}, {}, {}  # profile -> what was found there
     can, cannot, margins = {}, {}, []  # network -> the most that is free, the least that is not
+    margin = criteria().query("kind == 'no_loss' and model in ['lenet300', 'lenet5']")["margin"].astype(float).max()
 
     def of_short(profile: str) -> str:  # what a short training costs, a longer one may not
         return LENGTHS["short"] if profile == "short" else ""
@@ -813,10 +813,13 @@ def _costs_of_pruning(done: list[tuple[pd.Series, Verdict]]) -> Iterator[str]:
             elif not test.met and not test.refuted:
                 between.setdefault(v.profile, []).append(f"{name} {test.where}, where it costs {test.said} points")
     for at, length, rows in _ways({"SNIP": {}, "dense": {"sparsity": 0.0}}, "best"):
-        if _costs(rows):
-            name, share = at.split(", ")
+        (name, share), (low, high) = at.split(", "), _cost_of(rows)
+        if low > margin:
             costly.setdefault(length, []).append(f"{name} at {share}")
             cannot.setdefault(name, f"{share} from {name}{of_short(length)}")
+        elif high > margin:
+            said = difference(rows["SNIP"], rows["dense"])
+            between.setdefault(length, []).append(f"{name} at {share}, where it costs {said} points")
     first = "No network is shown yet to lose nothing where SNIP prunes it"
     if can:
         taken = " and ".join(can.values())
@@ -860,15 +863,16 @@ def _lengths(done: list[tuple[pd.Series, Verdict]]) -> str:
     decided = "that are *reproduced*, *in part* or *not reproduced*"
     text = f"The paper states none; *full* is {DEFAULTS['steps']:,} steps here for MNIST. "
     text += f"Of the {len(done)} claims {decided}, {of_short} rest on a tenth of it"
-    whole = Counter(
-        "masks" if all(fields.get("steps") == 0 for fields in settings(line["fields"])) else v.profile
-        for line, v in done
-        if v.verdict == "reproduced"
-    )
-    masks, own, paper = (whole[profile] or "none" for profile in ("masks", "own", "paper"))
-    if whole:
-        text += f"; *reproduced* are {whole.total()}: {masks} about masks alone, without any training, "
+    whole = {"masks": [], "own": [], "paper": []}  # what a claim rests on -> the claims that are reproduced
+    for line, v in done:
+        if v.verdict == "reproduced":
+            scored = all(fields.get("steps") == 0 for fields in settings(line["fields"]))
+            whole["masks" if scored else v.profile].append(line.name)
+    masks, own, paper = (len(named) or "none" for named in whole.values())
+    if n := sum(map(len, whole.values())):
+        text += f"; *reproduced* are {n}: {masks} about masks alone, without any training, "
         text += f"{own} after a length of training of their own, {paper} after the full one"
+        text += f" ({', '.join(whole['paper'])})" if whole["paper"] else ""
     return f"- **Length of training:** {text}."
 
 
@@ -911,12 +915,9 @@ def _questions(judged: list[Verdict]) -> list[str]:
     return questions
 
 
-def _costs(rows: dict[str, pd.DataFrame]) -> bool:
-    """Return whether SNIP's error is shown to lie above the dense network's by more than the LeNets' margin."""
-    lines = criteria()
-    margin = lines[(lines["kind"] == "no_loss") & lines["model"].isin(["lenet300", "lenet5"])]["margin"].astype(float)
-    gaps = paired(rows["SNIP"], rows["dense"])
-    return len(gaps) > 1 and interval(gaps)[1] > margin.max()
+def _cost_of(rows: dict[str, pd.DataFrame]) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of SNIP's error minus the dense network's; NaN below two pairs."""
+    return interval(paired(rows["SNIP"], rows["dense"]))[1:]
 
 
 LENGTHS = {"short": " (a tenth of the training)", "paper": " (the full training)"}

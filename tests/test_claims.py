@@ -1169,6 +1169,10 @@ def test_the_answer_says_where_pruning_is_shown_to_cost_more_than_the_margin(wor
     for sparsity, gap in {0.0: 0, 0.98: 0.0, 0.99: 3.0}.items():
         errors = [e + gap + bool(sparsity) * i / 100 for i, e in enumerate(STEADY)]
         world.add(Run("lenet5", "mnist", sparsity=sparsity), profile="short", test_error=errors)
+    errors = [e + (-0.2, 0.9)[i % 2] for i, e in enumerate(STEADY)]  # neither within the margin of 0.3 nor beyond
+    assert "**Undecided**" not in claims.answer_markdown([])
+    world.add(Run("lenet5", "mnist", sparsity=0.98), profile="short", test_error=errors)
+    assert "**Undecided**" in claims.answer_markdown([])
     both = "LeNet-300-100 at 95 % (the full training); LeNet-5-Caffe at 99 % (a tenth of the training)."
     assert both in claims.answer_markdown([])
     more = "95 % from LeNet-300-100 or 99 % from LeNet-5-Caffe (a tenth of the training)"
@@ -1198,7 +1202,7 @@ def test_the_answer_tells_what_is_about_masks_alone(world):
         world.add(run, mask_sha=list("abcdef"))
     answer = claims.answer_markdown(claims.verdicts())
     assert "; *reproduced* are 2: 1 about masks alone, without any training, none after a length" in answer
-    assert " of training of their own, 1 after the full one." in answer
+    assert " of training of their own, 1 after the full one (C1)." in answer
 
 
 def _beside():
