@@ -924,8 +924,8 @@ LENGTHS = {"short": " (a tenth of the training)", "paper": " (the full training)
 
 
 def _by_length(found: dict[str, list[str]]) -> str:
-    """Return what was found at each profile, with the length in words: "A, B (a tenth of the training)"."""
-    return "; ".join(", ".join(names) + LENGTHS.get(profile, "") for profile, names in found.items())
+    """Return what was found at each profile, with the length in words, each once: "A, B (a tenth of the training)"."""
+    return "; ".join(", ".join(dict.fromkeys(names)) + LENGTHS.get(profile, "") for profile, names in found.items())
 
 
 def _trained(v: Verdict) -> str:
